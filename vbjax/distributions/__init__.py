@@ -1,0 +1,50 @@
+"""Families of distributions as pytrees: `sample`, `log_prob`, moments, entropy, support, reparameterisation, nodes.
+
+One object is the law of *one event*; its array fields are the parameters and the leaves of a pytree, so a law can
+be a model's output, a gradient, or an optimiser's target. Batches come from `jax.vmap`. Parameters are validated
+when you build the law, by name. Read `family` for the interface, `continuous` for the reparameterisations.
+"""
+
+from vbjax.distributions.compound import Copies, Joint, Mixture
+from vbjax.distributions.continuous import (
+    Beta,
+    Dirichlet,
+    Gamma,
+    Laplace,
+    LogGamma,
+    Logistic,
+    LogNormal,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+    Uniform,
+)
+from vbjax.distributions.discrete import Bernoulli, Categorical, OneHotCategorical, Poisson
+from vbjax.distributions.discretised import DiscretisedLogistic, DiscretisedLogisticMixture, DiscretisedNormal
+from vbjax.distributions.family import Capabilities, Distribution
+
+__all__ = [
+    "Bernoulli",
+    "Beta",
+    "Capabilities",
+    "Categorical",
+    "Copies",
+    "Dirichlet",
+    "DiscretisedLogistic",
+    "DiscretisedLogisticMixture",
+    "DiscretisedNormal",
+    "Distribution",
+    "Gamma",
+    "Joint",
+    "Laplace",
+    "LogGamma",
+    "LogNormal",
+    "Logistic",
+    "Mixture",
+    "MultivariateNormal",
+    "Normal",
+    "OneHotCategorical",
+    "Poisson",
+    "StudentT",
+    "Uniform",
+]

@@ -1,0 +1,232 @@
+"""Laws built from laws: independent copies, joint laws, finite mixtures."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float
+
+from vbjax.distributions.family import (
+    Distribution,
+    Product,
+    check_node_count,
+    family,
+    require,
+    static_field,
+    vmap_over,
+)
+from vbjax.types import Nodes
+
+
+class _Independent(Distribution):
+    """Independent parts; subclasses say how the parts are stored and how their events are put together."""
+
+    @property
+    def reparameterised(self) -> bool:  # type: ignore[override]
+        return all(part.reparameterised for part in self._parts())
+
+    @property
+    def discrete(self) -> bool:  # type: ignore[override]
+        return all(part.discrete for part in self._parts())
+
+    @property
+    def closed_form_entropy(self) -> bool:  # type: ignore[override]
+        return all(part.closed_form_entropy for part in self._parts())
+
+    @property
+    def enumerable(self) -> bool:
+        return all(part.enumerable for part in self._parts())
+
+    @property
+    def support(self):
+        return Product(tuple(part.support for part in self._parts()))
+
+    def _parts(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def _assemble(self, parts: list[Any]) -> Any:
+        raise NotImplementedError
+
+    def enumerate(self):
+        if not self.enumerable:
+            return super().enumerate()
+        return self._tensor([(part.enumerate(), None) for part in self._parts()])[0]
+
+    def nodes(self, order):
+        rules = [part.nodes(order) for part in self._parts()]
+        points, weights = self._tensor([(rule.points, rule.weights) for rule in rules])
+        return Nodes(points, weights, all(rule.exact for rule in rules))
+
+    def _tensor(self, rules):
+        """Tensor product of the parts' rules `(points, weights or None)`."""
+        sizes = [jax.tree.leaves(points)[0].shape[0] for points, _ in rules]
+        check_node_count(math.prod(sizes))
+        grid = np.indices(sizes).reshape(len(sizes), -1)
+        points = [jax.tree.map(lambda x, i=i: x[i], rule[0]) for rule, i in zip(rules, grid, strict=True)]
+        weights = None
+        if rules[0][1] is not None:
+            weights = jnp.prod(jnp.stack([rule[1][i] for rule, i in zip(rules, grid, strict=True)]), axis=0)
+        return jax.vmap(lambda *xs: self._assemble(list(xs)))(*points), weights
+
+
+@family
+class Copies(_Independent):
+    """`count` independent copies of one law; events are stacked on a leading axis of length `count`."""
+
+    base: Any
+    count: int = static_field()
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise ValueError(f"Copies.count must be at least 1, got {self.count}")
+
+    def _parts(self):
+        return (self.base,) * self.count
+
+    def _assemble(self, parts):
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
+
+    @property
+    def event_shape(self):
+        return jax.tree.map(lambda shape: (self.count, *shape), self.base.event_shape, is_leaf=lambda x: _is_shape(x))
+
+    def sample(self, key, shape=()):
+        return self.base.sample(key, (*shape, self.count))
+
+    def log_prob(self, x):
+        return jax.vmap(self.base.log_prob)(x).sum()
+
+    def mean(self):
+        return self._assemble([self.base.mean()] * self.count)
+
+    def variance(self):
+        return self._assemble([self.base.variance()] * self.count)
+
+    def entropy(self):
+        return self.count * self.base.entropy()
+
+    def noise(self):
+        return Copies(self.base.noise(), self.count)
+
+    def transport(self, noise):
+        return jax.vmap(self.base.transport)(noise)
+
+
+@family
+class Joint(_Independent):
+    """Independent laws of different kinds; the event is a tuple with one entry per law."""
+
+    laws: tuple[Any, ...]
+
+    def _parts(self):
+        return self.laws
+
+    def _assemble(self, parts):
+        return tuple(parts)
+
+    @property
+    def event_shape(self):
+        return tuple(law.event_shape for law in self.laws)
+
+    def sample(self, key, shape=()):
+        keys = jax.random.split(key, len(self.laws))
+        return tuple(law.sample(k, shape) for law, k in zip(self.laws, keys, strict=True))
+
+    def log_prob(self, x):
+        return sum(law.log_prob(x_i) for law, x_i in zip(self.laws, x, strict=True))
+
+    def mean(self):
+        return tuple(law.mean() for law in self.laws)
+
+    def variance(self):
+        return tuple(law.variance() for law in self.laws)
+
+    def entropy(self):
+        return sum(law.entropy() for law in self.laws)
+
+    def noise(self):
+        return Joint(tuple(law.noise() for law in self.laws))
+
+    def transport(self, noise):
+        return tuple(law.transport(e) for law, e in zip(self.laws, noise, strict=True))
+
+
+@family
+class Mixture(Distribution):
+    """Finite mixture `Σ_k softmax(logits)_k components_k`.
+
+    logits: `(k,)`, -inf for a component of weight zero. components: one distribution whose parameters carry the
+    component axis first, e.g. `Normal(loc=(k, d), scale=(k, d))` for a mixture over R^d.
+    """
+
+    logits: Float[Array, " k"]
+    components: Any
+    closed_form_entropy = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "logits", jnp.asarray(self.logits, self.components.dtype))
+        require(self, "logits", lambda v: (v < np.inf) & (v.max() > -np.inf), "below +inf, one at least finite")
+        sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(self.components)}
+        if sizes != {self.logits.shape}:
+            raise ValueError(f"Mixture.components must have leading axis {self.logits.shape} like logits, got {sizes}")
+
+    @property
+    def discrete(self) -> bool:  # type: ignore[override]
+        return self.components.discrete
+
+    @property
+    def event_shape(self):
+        return jax.eval_shape(lambda: self._component(0).mean()).shape
+
+    @property
+    def enumerable(self) -> bool:
+        return self.components.enumerable
+
+    @property
+    def support(self):
+        return self._component(0).support
+
+    def _component(self, k):
+        return jax.tree.map(lambda leaf: leaf[k], self.components)
+
+    def sample(self, key, shape=()):
+        key_component, key_event = jax.random.split(key)
+        k = jax.random.categorical(key_component, self.logits, shape=shape)
+        keys = jax.random.split(key_event, shape)
+        return vmap_over(shape, lambda k, key: self._component(k).sample(key))(k, keys)
+
+    def log_prob(self, x):
+        return logsumexp(self.component_log_probs(x))
+
+    def component_log_probs(self, x) -> Float[Array, " k"]:
+        """`log w_k + log p_k(x)` for each component, in nats; their softmax is the posterior of the component."""
+        return jax.nn.log_softmax(self.logits) + jax.vmap(lambda law: law.log_prob(x))(self.components)
+
+    def mean(self):
+        return jnp.tensordot(jax.nn.softmax(self.logits), jax.vmap(lambda law: law.mean())(self.components), 1)
+
+    def variance(self):
+        means = jax.vmap(lambda law: law.mean())(self.components)
+        spread = jax.vmap(lambda law: law.variance())(self.components) + (means - self.mean()[None]) ** 2
+        return jnp.tensordot(jax.nn.softmax(self.logits), spread, 1)
+
+    def enumerate(self):
+        return self._component(0).enumerate()
+
+    def nodes(self, order):
+        if self.enumerable:
+            return super().nodes(order)
+        rules = [self._component(k).nodes(order) for k in range(self.logits.shape[0])]
+        shares = jax.nn.softmax(self.logits)
+        return Nodes(
+            jax.tree.map(lambda *xs: jnp.concatenate(xs), *(rule.points for rule in rules)),
+            jnp.concatenate([share * rule.weights for share, rule in zip(shares, rules, strict=True)]),
+            all(rule.exact for rule in rules),
+        )
+
+
+def _is_shape(x: Any) -> bool:
+    return isinstance(x, tuple) and all(isinstance(n, int) for n in x)
