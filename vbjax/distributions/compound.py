@@ -33,6 +33,10 @@ class _Independent(Distribution):
         return all(part.discrete for part in self._parts())
 
     @property
+    def fixed_support(self) -> bool:  # type: ignore[override]
+        return all(part.fixed_support for part in self._parts())
+
+    @property
     def closed_form_entropy(self) -> bool:  # type: ignore[override]
         return all(part.closed_form_entropy for part in self._parts())
 
@@ -176,6 +180,10 @@ class Mixture(Distribution):
     @property
     def discrete(self) -> bool:  # type: ignore[override]
         return self.components.discrete
+
+    @property
+    def fixed_support(self) -> bool:  # type: ignore[override]
+        return self.components.fixed_support
 
     @property
     def event_shape(self):

@@ -314,6 +314,7 @@ class Uniform(Distribution):
     low: Float[Array, "*event"]
     high: Float[Array, "*event"]
     reparameterised = True
+    fixed_support = False
 
     def __post_init__(self):
         as_parameters(self, "low", "high")

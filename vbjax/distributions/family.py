@@ -25,11 +25,15 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 class Capabilities(NamedTuple):
-    """What can be asked of a law: estimators and `exact` read it before any work starts."""
+    """What can be asked of a law: estimators and `exact` read it before any work starts.
+
+    fixed_support: the support does not move with the parameters, which every use of the score relies on.
+    """
 
     reparameterised: bool
     enumerable: bool
     discrete: bool
+    fixed_support: bool
     closed_form_entropy: bool
 
 
@@ -86,6 +90,7 @@ class Distribution:
 
     reparameterised: ClassVar[bool] = False
     discrete: ClassVar[bool] = False
+    fixed_support: ClassVar[bool] = True
     closed_form_entropy: ClassVar[bool] = True
 
     @property
@@ -96,7 +101,7 @@ class Distribution:
     @property
     def capabilities(self) -> Capabilities:
         """What can be asked of this law."""
-        return Capabilities(self.reparameterised, self.enumerable, self.discrete, self.closed_form_entropy)
+        return Capabilities(**{name: getattr(self, name) for name in Capabilities._fields})
 
     @property
     def event_shape(self) -> Any:

@@ -1,0 +1,45 @@
+"""What every estimator's factory and user share: one draw of an estimate, and the checks before it."""
+
+from typing import Any
+
+import jax
+
+from vbjax.distributions import Distribution
+from vbjax.types import Event, GradientEstimator, NotAvailable, Params, PRNGKey, Problem, Scalar
+
+
+def value_and_grad(
+    key: PRNGKey, estimator: GradientEstimator, problem: Problem, params: Params, *, state: Any = None
+) -> tuple[Scalar, Params]:
+    """One estimate of the objective and of its gradient in every parameter.
+
+    problem: `params -> (q, f)`. state: what `estimator.init` or `update` returned; None starts afresh. Returns a
+    scalar and a pytree like params. Raises `NotAvailable` if q lacks what the estimator needs.
+    """
+    q, _ = problem(params)
+    noise = estimator.noise(q).sample(key)
+    return value_and_grad_at(noise, estimator, problem, params, estimator.init(q) if state is None else state)
+
+
+def value_and_grad_at(
+    noise: Event, estimator: GradientEstimator, problem: Problem, params: Params, state: Any
+) -> tuple[Scalar, Params]:
+    """The estimate as a function of its noise: what `exact_moments` integrates and `replicate` repeats."""
+
+    def surrogate(params):
+        q, f = problem(params)
+        return estimator.surrogate(state, noise, f, q)
+
+    return jax.value_and_grad(surrogate)(params)
+
+
+def check_samples(samples: int) -> None:
+    """Raise ValueError for a number of samples below one."""
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+
+
+def require_capability(estimator: str, q: Distribution, capability: str, way_out: str) -> None:
+    """Raise `NotAvailable`, naming the way out, unless q has the capability."""
+    if not getattr(q.capabilities, capability):
+        raise NotAvailable(f"{estimator} needs a law that is {capability}, {type(q).__name__} is not; {way_out}.")
