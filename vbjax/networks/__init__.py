@@ -1,0 +1,1 @@
+"""Linen modules: the only importer of flax. Parameters are explicit, keys are arguments, nothing is mutable."""

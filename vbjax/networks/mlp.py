@@ -1,0 +1,59 @@
+"""Multi-layer perceptrons on one example, with dropout whose key is an argument."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from vbjax.distributions import Normal
+from vbjax.types import PRNGKey
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "tanh": jnp.tanh,
+}
+
+
+class MLP(nn.Module):
+    """Hidden layers only: `Dense -> activation -> dropout` for each width."""
+
+    hidden: Sequence[int]
+    activation: str = "relu"
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, " d"], key: PRNGKey | None = None) -> Float[Array, " h"]:
+        """key: draws the dropout mask; None switches dropout off."""
+        keys = [None] * len(self.hidden) if key is None else jax.random.split(key, len(self.hidden))
+        for width, layer_key in zip(self.hidden, keys, strict=True):
+            x = ACTIVATIONS[self.activation](nn.Dense(width)(x))
+            if self.dropout and layer_key is not None:
+                x = nn.Dropout(self.dropout, deterministic=False)(x, rng=layer_key)
+        return x
+
+
+class GaussianEncoder(nn.Module):
+    """x -> N(loc, diag(scale²)) on the latent space."""
+
+    body: MLP
+    latent_dim: int
+
+    @nn.compact
+    def __call__(self, x: Array, key: PRNGKey | None = None) -> Normal:
+        h = self.body(x.ravel(), key)
+        loc, log_variance = jnp.split(nn.Dense(2 * self.latent_dim, name="moments")(h), 2)
+        return Normal(loc, jnp.exp(0.5 * log_variance))
+
+
+class Decoder(nn.Module):
+    """z -> p(x|z): a body and a likelihood head (`networks.heads`)."""
+
+    body: MLP
+    head: nn.Module
+
+    def __call__(self, z: Float[Array, " dim"], key: PRNGKey | None = None):
+        return self.head(self.body(z, key))
