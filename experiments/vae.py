@@ -1,0 +1,266 @@
+"""Train a variational auto-encoder with multi-layer perceptrons, and say what it is worth on the test split.
+
+    python experiments/vae.py                                       # the 8x8 digits, about a minute
+    python experiments/vae.py --dataset fashion_mnist --download    # or --data-files DIR without a network
+    python experiments/vae.py --resume                              # go on after an interruption
+
+The run folder holds config.json, metrics.jsonl, checkpoints/, pictures/ and card.json: test ELBO by its terms, the
+IWAE-K likelihood with its standard error, bits per dimension, active units.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from vbjax.cli import BAD_INPUT, exit_with, start_jax
+
+start_jax()
+
+import jax
+import jax.numpy as jnp
+import tyro
+from jax.tree_util import Partial
+
+from vbjax import cards, checkpoints, datasets, evaluation, progress, runs, training
+from vbjax.networks.vae import VAENetworks, mlp_vae
+from vbjax.reports import pictures
+
+Likelihood = Literal[
+    "bernoulli",
+    "categorical",
+    "discretised_normal",
+    "discretised_logistic",
+    "discretised_logistic_mixture",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is computed. Two runs with the same configuration give the same bits on the same machine."""
+
+    dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = "digits"
+    """Data set; all but the digits come from tensorflow-datasets."""
+    binarise: Literal["none", "static", "dynamic"] | None = None
+    """Pixels to bits: by a threshold at half range, or by a fresh draw at every step. Default: none for the digits
+    and cifar10, static for the others."""
+    likelihood: Likelihood | None = None
+    """p(x|z). Default: bernoulli for bits, discretised_logistic_mixture for grey levels."""
+    latent_dim: int = 24
+    """Dimension of z."""
+    hidden: tuple[int, ...] = (512, 256)
+    """Hidden widths of the encoder; the decoder mirrors them."""
+    activation: Literal["relu", "silu", "gelu", "tanh"] = "relu"
+    """Non-linearity of the hidden layers."""
+    dropout: float = 0.2
+    """Dropout in the hidden layers while training, in [0, 1)."""
+    samples: int = 5
+    """Draws of z per example while training: 1 is the ELBO with its exact KL, more the IWAE bound."""
+    steps: int = 4000
+    """Training steps."""
+    batch_size: int = 128
+    """Examples per step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of Adam."""
+    schedule: Literal["constant", "cosine", "exponential"] = "cosine"
+    """Learning-rate schedule over the run."""
+    clip_norm: float | None = 100.0
+    """Largest global gradient norm; None switches clipping off."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of the parameters, which is what gets evaluated; 0 switches it off."""
+    seed: int = 0
+    """Everything random follows from it."""
+    eval_samples: int | None = None
+    """K of the IWAE-K test likelihood. Default: 1000 for the digits, 100 for the others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where and how: none of it changes a number."""
+
+    out: Path | None = None
+    """Run folder. Default: runs/vae-DATASET."""
+    resume: bool = False
+    """Go on from the last whole checkpoint of the same configuration."""
+    overwrite: bool = False
+    """Delete what an earlier run left in the folder."""
+    download: bool = False
+    """Allow downloading the data set; nothing is downloaded otherwise."""
+    data_files: Path | None = None
+    """Folder with the published data files, for use without a network."""
+    data_dir: Path | None = None
+    """Where prepared data sets live. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    json: bool = False
+    """Print the result card as JSON on standard output."""
+    quiet: bool = False
+    """No progress bar and no summary."""
+
+
+def resolve(config: Config) -> Config:
+    """Fill in the defaults that depend on the data set; ValueError, naming the field, for what cannot run."""
+    grey = config.dataset in ("digits", "cifar10")
+    binarise = config.binarise or ("none" if grey else "static")
+    bits = binarise != "none"
+    likelihood = config.likelihood or ("bernoulli" if bits else "discretised_logistic_mixture")
+    if (likelihood == "bernoulli") != bits:
+        raise ValueError(f"likelihood {likelihood!r} does not go with binarise {binarise!r}: bernoulli reads bits only")
+    for name in ("samples", "steps", "batch_size"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    eval_samples = config.eval_samples or (1000 if config.dataset == "digits" else 100)
+    if eval_samples < 1:
+        raise ValueError(f"eval_samples must be at least 1, got {eval_samples}")
+    return dataclasses.replace(config, binarise=binarise, likelihood=likelihood, eval_samples=eval_samples)
+
+
+def load_data(config: Config, run: Run) -> datasets.Dataset:
+    """The data as uint8 on the device; dynamic binarisation keeps the grey levels for training."""
+    data = datasets.load(config.dataset, data_dir=run.data_dir, manual_dir=run.data_files, download=run.download)
+    count = data.train_images.shape[0]
+    if config.batch_size > count:
+        raise ValueError(f"batch_size {config.batch_size} exceeds the {count} training examples of {config.dataset}")
+    return (data.binarised((data.levels - 1) // 2) if config.binarise == "static" else data).on_device()
+
+
+def build(config: Config, data: datasets.Dataset) -> VAENetworks:
+    """The networks for these images."""
+    return mlp_vae(
+        data.train_images.shape[1:],
+        likelihood=config.likelihood,
+        levels=data.levels if config.binarise == "none" else 2,
+        latent_dim=config.latent_dim,
+        hidden=config.hidden,
+        activation=config.activation,
+        dropout=config.dropout,
+    )
+
+
+def test_images(key, config: Config, data: datasets.Dataset):
+    """Test images as the model reads them; dynamic bits are drawn once, from the run's seed."""
+    if config.binarise != "dynamic":
+        return data.test_images.astype(jnp.float32)
+    keys = jax.random.split(key, data.test_images.shape[0])
+    bits = jax.vmap(lambda key, image: datasets.dynamic_binarise(key, image, data.levels))(keys, data.test_images)
+    return bits.astype(jnp.float32)
+
+
+def evaluate(key, networks: VAENetworks, params, images, samples: int) -> dict[str, cards.Number]:
+    """Test numbers with their standard errors over examples, in nats unless named otherwise."""
+    key_elbo, key_iwae = jax.random.split(key)
+
+    @jax.jit
+    def measure(params, images):
+        vae = networks.bind(params)
+        # memory: batch_size x samples decodings at once
+        batch_size = max(1, 4000 // samples)
+        return (
+            evaluation.elbo_report(key_elbo, vae, images),
+            evaluation.importance_weighted_nll(key_iwae, vae, images, samples=samples, batch_size=batch_size),
+            evaluation.posterior_means(vae, images),
+        )
+
+    terms, likelihood, codes = measure(params, images)
+    bits = likelihood.bits_per_dim
+    return {
+        "negative_elbo": cards.number(terms.negative_elbo.value, terms.negative_elbo.standard_error, unit="nats"),
+        "reconstruction": cards.number(terms.reconstruction.value, terms.reconstruction.standard_error, unit="nats"),
+        "kl": cards.number(terms.kl.value, terms.kl.standard_error, unit="nats"),
+        f"iwae_{samples}_nll": cards.number(likelihood.nats.value, likelihood.nats.standard_error, unit="nats"),
+        "bits_per_dim": cards.number(bits.value, bits.standard_error, unit="bits/dim"),
+        "monte_carlo_error": cards.number(likelihood.monte_carlo_error, unit="nats"),
+        "active_units": cards.number(evaluation.active_units(codes), unit="units"),
+    }
+
+
+def main(config: Config, run: Run) -> cards.Card:
+    """Train, evaluate, draw; returns the result card that the run folder holds."""
+    begin = time.perf_counter()
+    with exit_with(BAD_INPUT, ValueError, runs.RunError, datasets.DatasetUnavailable):
+        config = resolve(config)
+        data = load_data(config, run)
+        networks = build(config, data)
+        optimizer = training.make_optimizer(
+            learning_rate=config.learning_rate,
+            schedule=config.schedule,
+            steps=config.steps,
+            clip_norm=config.clip_norm,
+        )
+        key_init, key_data, key_train, key_test = jax.random.split(jax.random.key(config.seed), 4)
+        state = training.init_state(jax.jit(networks.init)(key_init), optimizer, ema_decay=config.ema_decay)
+        folder = runs.RunFolder.open(
+            run.out or Path("runs") / f"vae-{config.dataset}",
+            config,
+            resume=run.resume,
+            overwrite=run.overwrite,
+            expected_bytes=checkpoints.expected_bytes(state, keep_last=2),
+        )
+
+    def warn(line: str) -> None:
+        print(f"warning: {line}", file=sys.stderr)
+
+    with (
+        exit_with(BAD_INPUT, runs.RunError),
+        exit_with(1, training.NonFiniteLoss),
+        folder,
+        checkpoints.CheckpointFolder(
+            folder.checkpoints, config=folder.config, provenance=cards.provenance(), warn=warn
+        ) as saved,
+        progress.Progress(config.steps, quiet=run.quiet) as bar,
+    ):
+        restored = saved.restore_latest(state) if run.resume else None
+        if restored is not None:
+            state = restored.state
+        folder.rewind(int(state.step))
+
+        def on_chunk(state: training.TrainState, row: training.Row) -> None:
+            folder.log(row)
+            bar.update(row)
+            if row["step"] % run.checkpoint_every == 0 or row["step"] == config.steps:
+                saved.save(state, metric=row["loss"])
+
+        def batch(images, step):
+            return images[datasets.batch_indices(key_data, step, images.shape[0], config.batch_size)]
+
+        state = training.fit(
+            key_train,
+            networks.loss(
+                samples=config.samples,
+                binarise_dynamically_from=data.levels if config.binarise == "dynamic" else None,
+            ),
+            Partial(batch, data.train_images),
+            optimizer,
+            state,
+            steps=config.steps,
+            chunk=100,
+            ema_decay=config.ema_decay,
+            on_chunk=on_chunk,
+        )
+
+    key_bits, key_eval, key_pictures = jax.random.split(key_test, 3)
+    images = test_images(key_bits, config, data)
+    numbers = evaluate(key_eval, networks, state.averaged, images, config.eval_samples)
+    vae = networks.bind(state.averaged)
+    for name, figure in pictures.latent_variable_model(key_pictures, vae, images, data.test_labels).items():
+        figure.savefig(folder.picture(f"{name}.png"), dpi=160)
+    card = cards.Card(
+        name=f"vae-{config.dataset}",
+        numbers=numbers,
+        config=folder.config,
+        seed=config.seed,
+        wall_seconds=time.perf_counter() - begin,
+        provenance=cards.provenance(),
+    )
+    cards.write_card(folder.path / "card.json", card)
+    if run.json:
+        print((folder.path / "card.json").read_text(), end="")
+    elif not run.quiet:
+        print(cards.summary(card))
+        print(f"card, metrics, checkpoints and pictures: {folder.path}/")
+    return card
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff))
