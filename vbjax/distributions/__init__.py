@@ -2,26 +2,15 @@
 
 One object is the law of *one event*; its array fields are the parameters and the leaves of a pytree, so a law can
 be a model's output, a gradient, or an optimiser's target. Batches come from `jax.vmap`. Parameters are validated
-when you build the law, by name. Read `family` for the interface, `continuous` for the reparameterisations.
+when you build the law, by name. Read `family` for the interface, `continuous` and `gamma` for the reparameterisations.
 """
 
 from vbjax.distributions.compound import Copies, Joint, Mixture
-from vbjax.distributions.continuous import (
-    Beta,
-    Dirichlet,
-    Gamma,
-    Laplace,
-    LogGamma,
-    Logistic,
-    LogNormal,
-    MultivariateNormal,
-    Normal,
-    StudentT,
-    Uniform,
-)
+from vbjax.distributions.continuous import Laplace, Logistic, LogNormal, MultivariateNormal, Normal, Uniform
 from vbjax.distributions.discrete import Bernoulli, Categorical, OneHotCategorical, Poisson
 from vbjax.distributions.discretised import DiscretisedLogistic, DiscretisedLogisticMixture, DiscretisedNormal
 from vbjax.distributions.family import Capabilities, Distribution
+from vbjax.distributions.gamma import Beta, Dirichlet, Gamma, LogGamma, StudentT
 
 __all__ = [
     "Bernoulli",

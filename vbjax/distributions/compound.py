@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from vbjax.distributions.family import (
     Distribution,
     Product,
+    Union,
     check_node_count,
     family,
     require,
@@ -195,7 +196,9 @@ class Mixture(Distribution):
 
     @property
     def support(self):
-        return self._component(0).support
+        if self.fixed_support:
+            return self._component(0).support
+        return Union(tuple(self._component(k).support for k in range(self.logits.shape[0])))
 
     def _component(self, k):
         return jax.tree.map(lambda leaf: leaf[k], self.components)

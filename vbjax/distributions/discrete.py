@@ -20,8 +20,8 @@ from vbjax.distributions.family import (
     check_node_count,
     family,
     require,
-    tensor_rule,
 )
+from vbjax.distributions.quadrature import tensor_rule
 from vbjax.types import Nodes
 
 

@@ -148,6 +148,8 @@ class DiscretisedLogisticMixture(_Discretised):
 
     def __post_init__(self):
         as_parameters(self, "logits", "loc", "scale")
+        if self.logits.ndim < 1:
+            raise ValueError("DiscretisedLogisticMixture.logits must have a last axis of length k, got a scalar")
         require(self, "logits", lambda v: (v < np.inf) & (v.max(-1, keepdims=True) > -np.inf), "below +inf")
         require_finite(self, "loc")
         require_positive(self, "scale")

@@ -38,14 +38,14 @@ class Capabilities(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """Closed interval per coordinate; infinite ends allowed."""
+    """The finite numbers of a closed interval per coordinate, whose ends may be infinite."""
 
     lower: ArrayLike
     upper: ArrayLike
 
     def contains(self, x: Array) -> Bool[Array, ""]:
         """Whether every coordinate of the event lies inside."""
-        return jnp.all((x >= self.lower) & (x <= self.upper))
+        return jnp.all((x >= self.lower) & (x <= self.upper) & jnp.isfinite(x))
 
 
 class Integers(NamedTuple):
@@ -56,7 +56,7 @@ class Integers(NamedTuple):
 
     def contains(self, x: Array) -> Bool[Array, ""]:
         """Whether every coordinate of the event is an integer inside."""
-        return jnp.all((x >= self.lower) & (x <= self.upper) & (x == jnp.round(x)))
+        return jnp.all((x >= self.lower) & (x <= self.upper) & (x == jnp.round(x)) & jnp.isfinite(x))
 
 
 class Simplex(NamedTuple):
@@ -79,6 +79,16 @@ class Product(NamedTuple):
     def contains(self, x: Event) -> Bool[Array, ""]:
         """Whether every part of the event lies in its support."""
         return jnp.all(jnp.stack([part.contains(x_i) for part, x_i in zip(self.parts, x, strict=True)]))
+
+
+class Union(NamedTuple):
+    """Events that lie in one part at least: the support of a mixture whose components differ in theirs."""
+
+    parts: tuple[Any, ...]
+
+    def contains(self, x: Event) -> Bool[Array, ""]:
+        """Whether one of the parts contains the event."""
+        return jnp.any(jnp.stack([part.contains(x) for part in self.parts]))
 
 
 REAL = Interval(-jnp.inf, jnp.inf)
@@ -255,19 +265,6 @@ def vmap_over(shape: tuple[int, ...], fn: Callable[..., Any]) -> Callable[..., A
     for _ in shape:
         fn = jax.vmap(fn)
     return fn
-
-
-def tensor_rule(points: np.ndarray, weights: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Tensor product of one-dimensional rules, one per coordinate of an event of the given shape.
-
-    points, weights: `shape + (n,)`, one rule a coordinate. Returns points `(n**d, *shape)`, weights `(n**d,)`.
-    """
-    size, order = math.prod(shape), points.shape[-1]
-    check_node_count(order**size)
-    index = np.indices((order,) * size).reshape(size, -1)
-    coordinate = np.arange(size)[:, None]
-    points, weights = points.reshape(size, order), weights.reshape(size, order)
-    return points[coordinate, index].T.reshape(-1, *shape), weights[coordinate, index].prod(0)
 
 
 def check_node_count(count: int) -> None:
