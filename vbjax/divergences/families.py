@@ -9,7 +9,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array
 
 from vbjax.distributions import Distribution, MultivariateNormal, Normal
-from vbjax.divergences.kullback_leibler import kl_divergence, log_probs
+from vbjax.divergences.kullback_leibler import check_same_events, kl_divergence, log_probs
 from vbjax.types import NotAvailable, Scalar
 
 
@@ -17,10 +17,11 @@ def renyi_divergence(q: Distribution, p: Distribution, *, alpha: float) -> Scala
     """D_α(q‖p) = log E_p[(q/p)^α] / (α - 1) in nats; α = 1 is the KL divergence (van Erven & Harremoës 2014).
 
     Closed for two Normal or two MultivariateNormal laws (+inf where the integral diverges) and for finite laws of
-    one kind. Raises ValueError for alpha < 0, `NotAvailable` for other pairs.
+    one kind. Raises ValueError unless 0 <= alpha < inf and the events have one shape, `NotAvailable` for other pairs.
     """
-    if alpha < 0:
-        raise ValueError(f"alpha must be non-negative, got {alpha}")
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha must be non-negative and finite, got {alpha}")
+    check_same_events(q, p)
     if alpha == 1:
         return kl_divergence(q, p)
     if isinstance(q, Normal) and isinstance(p, Normal):
@@ -37,22 +38,24 @@ def renyi_divergence(q: Distribution, p: Distribution, *, alpha: float) -> Scala
 
 
 def _renyi_normal(q, p, alpha):
-    blend = alpha * p.scale**2 + (1 - alpha) * q.scale**2
-    converges = jnp.all(blend > 0)
-    blend = jnp.where(blend > 0, blend, 1)
-    log_det = jnp.log(p.scale / q.scale) + (jnp.log(p.scale) - 0.5 * jnp.log(blend)) / (alpha - 1)
-    return jnp.where(converges, jnp.sum(log_det + 0.5 * alpha * (q.loc - p.loc) ** 2 / blend), jnp.inf)
+    # variances in units of p's: log1p of α - 1 times a difference keeps the limit α → 1 free of cancellation
+    excess = (alpha - 1) * -jnp.expm1(2 * jnp.log(q.scale / p.scale))
+    converges = jnp.all(excess > -1)
+    excess = jnp.where(excess > -1, excess, 0)
+    log_det = jnp.log(p.scale / q.scale) - 0.5 * jnp.log1p(excess) / (alpha - 1)
+    distance = 0.5 * alpha * ((q.loc - p.loc) / p.scale) ** 2 / (1 + excess)
+    return jnp.where(converges, jnp.sum(log_det + distance), jnp.inf)
 
 
 def _renyi_multivariate_normal(q, p, alpha):
     tril = jnp.linalg.cholesky(alpha * p.covariance() + (1 - alpha) * q.covariance())
-    blend = MultivariateNormal(p.loc, jnp.where(jnp.isnan(tril), jnp.eye(tril.shape[-1], dtype=q.dtype), tril))
+    diverges = jnp.isnan(tril).any()
+    blend = MultivariateNormal(p.loc, jnp.where(diverges, p.scale_tril, tril))
     q_log_det, p_log_det, blend_log_det = (
         jnp.sum(jnp.log(jnp.diagonal(law.scale_tril, 0, -2, -1))) for law in (q, p, blend)
     )
     log_det = p_log_det - q_log_det + (p_log_det - blend_log_det) / (alpha - 1)
-    value = log_det + 0.5 * alpha * jnp.sum(blend.whiten(q.loc) ** 2)
-    return jnp.where(jnp.isnan(tril).any(), jnp.inf, value)
+    return jnp.where(diverges, jnp.inf, log_det + 0.5 * alpha * jnp.sum(blend.whiten(q.loc) ** 2))
 
 
 def f_divergence(q: Distribution, p: Distribution, f: Callable[[Array], Array], *, slope_at_infinity: float) -> Scalar:

@@ -67,8 +67,7 @@ def kl_divergence(q: Distribution, p: Distribution) -> Scalar:
     Raises `NotAvailable`, naming `monte_carlo_kl`, for every other pair, and ValueError if the events differ in
     shape. Sources: Gil, Alajaji & Linder (2013), table 2, for pairs within a family.
     """
-    if jax.tree.structure(q.event_shape) != jax.tree.structure(p.event_shape) or q.event_shape != p.event_shape:
-        raise ValueError(f"events differ in shape: {q.event_shape} under q, {p.event_shape} under p")
+    check_same_events(q, p)
     if isinstance(q, Copies) and isinstance(p, Copies):
         return q.count * kl_divergence(q.base, p.base)
     if isinstance(q, Joint) and isinstance(p, Joint):
@@ -78,6 +77,12 @@ def kl_divergence(q: Distribution, p: Distribution) -> Scalar:
         names = f"KL({type(q).__name__} ‖ {type(p).__name__})"
         raise NotAvailable(f"{names} has no closed form here; use monte_carlo_kl(key, q, p, num_samples=...).")
     return closed_form(q, p)
+
+
+def check_same_events(q: Distribution, p: Distribution) -> None:
+    """Raise ValueError unless the events of both laws have one shape."""
+    if q.event_shape != p.event_shape:
+        raise ValueError(f"events differ in shape: {q.event_shape} under q, {p.event_shape} under p")
 
 
 def has_closed_form_kl(q: Distribution, p: Distribution) -> bool:
@@ -143,7 +148,11 @@ def _multivariate_normal(q, p):
 def _as_multivariate(law) -> MultivariateNormal:
     if isinstance(law, MultivariateNormal):
         return law
-    return MultivariateNormal(law.loc, law.scale[..., None] * jnp.eye(law.scale.shape[-1], dtype=law.dtype))
+    return MultivariateNormal(law.loc, _diagonal_matrix(law.scale))
+
+
+def _diagonal_matrix(diagonal: Array) -> Array:
+    return jnp.vectorize(jnp.diag, signature="(d)->(d,d)")(diagonal)
 
 
 @_register([Laplace, Logistic, Uniform, Gamma, Beta, LogNormal, LogGamma], [Normal])
@@ -313,7 +322,11 @@ def log_probs(law: Distribution) -> Array | None:
 
 @_register([Poisson], [Poisson])
 def _poisson(q, p):
-    return jnp.sum(xlogy(q.rate, q.rate / p.rate) - q.rate + p.rate)
+    # p - q - q log(p/q) with the logarithm of one plus the gap: equal rates cost exactly nothing, large ones too
+    gap = p.rate - q.rate
+    positive = q.rate > 0
+    rate = jnp.where(positive, q.rate, 1)
+    return jnp.sum(gap - jnp.where(positive, rate * jnp.log1p(gap / rate), 0))
 
 
 @_register([Bernoulli], [Poisson])
