@@ -6,6 +6,7 @@ single draw may lie above the evidence.
 """
 
 import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -49,8 +50,18 @@ def mean(log_weights: LogWeights) -> Scalar:
 
 
 def iwae(log_weights: LogWeights) -> Scalar:
-    """log (1/K) Σ w_k: its expectation grows with K from the ELBO to log p(x) (Burda et al. 2016, eq. 8)."""
-    return logsumexp(log_weights) - jnp.log(float(log_weights.shape[0]))
+    """log (1/K) Σ w_k: its expectation grows with K from the ELBO to log p(x) (Burda et al. 2016, eq. 8).
+
+    Its gradient in the log-weights is `shares`, so it stays finite when all weights are zero.
+    """
+    return _log_sum_exp(log_weights) - math.log(log_weights.shape[0])
+
+
+def shares(log_weights: LogWeights) -> LogWeights:
+    """Self-normalised weights w_k / Σ w: equal among the infinite ones if there are any, and if all are zero."""
+    top = log_weights.max()
+    infinite = jnp.where(log_weights == top, 0, -jnp.inf)
+    return jax.nn.softmax(jnp.where(jnp.isfinite(top), log_weights, infinite))
 
 
 def renyi(alpha: float) -> Bound:
@@ -89,10 +100,21 @@ def tvo(betas) -> Bound:
         raise ValueError(f"betas must increase from 0 and stay below 1, got {betas}")
 
     def bound(log_weights: LogWeights) -> Scalar:
-        shares = [jax.nn.softmax(beta * log_weights) if beta else uniform(log_weights) for beta in betas]
-        return sum(width * expected_log(share, log_weights) for width, share in zip(widths, shares, strict=True))
-
-    def uniform(log_weights: LogWeights) -> LogWeights:
-        return jnp.full_like(log_weights, 1 / log_weights.shape[0])
+        uniform = jnp.full_like(log_weights, 1 / log_weights.shape[0])  # at β = 0, where 0 · log 0 would be NaN
+        weights = [shares(beta * log_weights) if beta else uniform for beta in betas]
+        return sum(width * expected_log(w, log_weights) for width, w in zip(widths, weights, strict=True))
 
     return bound
+
+
+@jax.custom_jvp
+def _log_sum_exp(x: LogWeights) -> Scalar:
+    return logsumexp(x)
+
+
+@_log_sum_exp.defjvp
+def _log_sum_exp_jvp(primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    share = shares(x)
+    # an impossible draw has no part in the slope, not even an infinite one
+    return _log_sum_exp(x), jnp.sum(jnp.where(share > 0, share * x_dot, 0))

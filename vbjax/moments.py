@@ -1,14 +1,16 @@
-"""Monte-Carlo moments of an estimator, by replication: constant memory, and the same draws whatever the batching.
+"""Monte-Carlo moments of an estimator, by replication: constant memory, and the same bits on any number of devices.
 
-Replication r uses the key `fold_in(key, r)`. Moments are taken in blocks of fixed size and merged in order, so the
-result does not depend on `batch_size`.
+Replication r uses the key `fold_in(key, r)`. Moments are taken in blocks of one fixed size and merged in order, so
+there is nothing to tune that would change a number.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int
 
 from vbjax.estimators.estimate import value_and_grad_at
 from vbjax.types import Estimate, GradientEstimator, Params, PRNGKey, Problem
@@ -18,13 +20,13 @@ BLOCK = 256
 
 
 class PowerSums(NamedTuple):
-    """Count, mean and central power sums Σ(x - mean)^p of draws; the arrays share one shape."""
+    """Count, mean and central power sums Σ(x - mean)^p of draws: the value, then the flat gradient."""
 
     count: Float[Array, ""]
-    mean: Array
-    second: Array
-    third: Array
-    fourth: Array
+    mean: Float[Array, " d"]
+    second: Float[Array, " d"]
+    third: Float[Array, " d"]
+    fourth: Float[Array, " d"]
 
 
 class Moments(NamedTuple):
@@ -53,68 +55,84 @@ def replicate(
     params: Params,
     *,
     replications: int,
-    batch_size: int = 4096,
     state: Any = None,
 ) -> Moments:
     """Draw an estimator many times and return the moments of its value and its gradient.
 
-    problem: `params -> (q, f)`. batch_size: replications held in memory at once (rounded to whole blocks of 256);
-    it changes speed and memory, never the result. Raises ValueError for fewer than two replications, and
-    `NotAvailable` if q lacks what the estimator needs.
+    problem: `params -> (q, f)`. All visible devices share the work, each holding 256 replications at a time. Raises
+    ValueError for fewer than two replications, and `NotAvailable` if q lacks what the estimator needs.
     """
     if replications < 2:
         raise ValueError(f"replications must be at least 2 for a variance, got {replications}")
     q, _ = problem(params)
     state = estimator.init(q) if state is None else state
-    sums, non_finite = _replicate(key, estimator, problem, params, state, replications, batch_size)
-    value, gradient = sums
-    is_sums = lambda x: isinstance(x, PowerSums)  # noqa: E731
+    sums, non_finite = _replicate(key, estimator, problem, params, state, replications)
+    standard_error = _standard_error(sums)
 
-    def over_gradient(statistic):
-        return jax.tree.map(statistic, gradient, is_leaf=is_sums)
+    def gradient(statistic):
+        return ravel_pytree(params)[1](statistic[1:])
 
     return Moments(
-        value=Estimate(value.mean, _standard_error(value), replications),
-        mean=over_gradient(lambda s: s.mean),
-        standard_error=over_gradient(_standard_error),
-        variance=over_gradient(_variance),
-        variance_standard_error=over_gradient(_variance_standard_error),
-        kurtosis=over_gradient(_kurtosis),
+        value=Estimate(sums.mean[0], standard_error[0], replications),
+        mean=gradient(sums.mean),
+        standard_error=gradient(standard_error),
+        variance=gradient(_variance(sums)),
+        variance_standard_error=gradient(_variance_standard_error(sums)),
+        kurtosis=gradient(_kurtosis(sums)),
         non_finite=non_finite,
         count=replications,
     )
 
 
-def _replicate(key, estimator, problem, params, state, replications, batch_size):
-    blocks = -(-replications // BLOCK)
+def _replicate(key, estimator, problem, params, state, replications):
+    """Scan over steps of one block per device; blocks are merged in the order of their number."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("device",))
+    steps = -(-replications // (BLOCK * mesh.size))
 
-    def one(r, key, params, state):
+    def one(key, params, state):
         q, _ = problem(params)
-        noise = estimator.noise(q).sample(jax.random.fold_in(key, r))
-        return value_and_grad_at(noise, estimator, problem, params, state)
+        noise = estimator.noise(q).sample(key)
+        return ravel_pytree(value_and_grad_at(noise, estimator, problem, params, state))[0]
 
-    def block(b, key, params, state):
-        r = b * BLOCK + jnp.arange(BLOCK)
-        draws = jax.vmap(one, (0, None, None, None))(r, key, params, state)
-        counted = r < replications
-        finite = jnp.stack([jnp.isfinite(x).reshape(BLOCK, -1).all(1) for x in jax.tree.leaves(draws)]).all(0)
-        return jax.tree.map(lambda x: _power_sums(x, counted), draws), jnp.sum(~finite & counted)
+    def block(keys, counted, params, state):
+        draws = jax.vmap(one, (0, None, None))(keys, params, state)
+        return _power_sums(draws, counted), jnp.sum(counted & ~jnp.isfinite(draws).all(1))
+
+    def on_one_device(keys, counted, params, state):
+        # one block of one shape wherever it runs: XLA may sum another shape in another order
+        return jax.tree.map(lambda x: x[None], block(keys[0], counted[0], params, state))
+
+    split = jax.P("device")
+    blocks = jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(split, split, jax.P(), jax.P()),
+        out_specs=split,
+        check_vma=False,  # it would sum the gradients over the devices
+    )
+
+    def add(total, block):
+        (sums, non_finite), (more, more_non_finite) = total, block
+        return (_merge(sums, more), non_finite + more_non_finite), None
 
     @jax.jit
     def run(key, params, state):
-        per_block, non_finite = jax.lax.map(
-            lambda b: block(b, key, params, state), jnp.arange(blocks), batch_size=max(1, batch_size // BLOCK)
-        )
-        return jax.tree.map(_merge_all, per_block, is_leaf=lambda x: isinstance(x, PowerSums)), non_finite.sum()
+        def step(total, i):
+            r = (i * mesh.size + jnp.arange(mesh.size))[:, None] * BLOCK + jnp.arange(BLOCK)[None]
+            keys = jax.vmap(jax.vmap(lambda r: jax.random.fold_in(key, r)))(r)
+            return jax.lax.scan(add, total, blocks(keys, r < replications, params, state))[0], None
 
-    return run(key, params, state)
+        shape = jax.eval_shape(block, jax.random.split(key, BLOCK), jnp.ones(BLOCK, bool), params, state)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+        return jax.lax.scan(step, nothing, jnp.arange(steps))[0]
+
+    return run(*jax.device_put((key, params, state), jax.sharding.NamedSharding(mesh, jax.P())))
 
 
-def _power_sums(x: Array, counted: Array) -> PowerSums:
-    counted = jnp.expand_dims(counted, tuple(range(1, x.ndim)))
+def _power_sums(x: Float[Array, "n d"], counted: Bool[Array, " n"]) -> PowerSums:
     count = counted.sum().astype(x.dtype)
-    mean = jnp.where(counted, x, 0).sum(0) / jnp.maximum(count, 1)
-    deviation = jnp.where(counted, x - mean[None], 0)
+    mean = jnp.where(counted[:, None], x, 0).sum(0) / jnp.maximum(count, 1)
+    deviation = jnp.where(counted[:, None], x - mean[None], 0)
     return PowerSums(count, mean, *((deviation**p).sum(0) for p in (2, 3, 4)))
 
 
@@ -130,11 +148,6 @@ def _merge(a: PowerSums, b: PowerSums) -> PowerSums:
     fourth = fourth + 6 * delta**2 * (n_a**2 * b.second + n_b**2 * a.second)
     fourth = fourth + 4 * delta * (n_a * b.third - n_b * a.third)
     return PowerSums(count, a.mean + delta * n_b, second, third, fourth)
-
-
-def _merge_all(per_block: PowerSums) -> PowerSums:
-    first, rest = jax.tree.map(lambda x: x[0], per_block), jax.tree.map(lambda x: x[1:], per_block)
-    return jax.lax.scan(lambda total, block: (_merge(total, block), None), first, rest)[0]
 
 
 def _variance(s: PowerSums) -> Array:
