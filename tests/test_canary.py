@@ -1,0 +1,39 @@
+"""The installed JAX computes what NumPy computes, and the canary would say so if it did not."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vbjax import canary
+
+
+@pytest.mark.parametrize("batch_size", [pytest.param(2**14, marks=pytest.mark.slow), 40_000, 2**17])
+@pytest.mark.parametrize("probe", canary.PROBES, ids=lambda probe: probe.name)
+def test_compiled_and_eager_agree_with_numpy(probe, batch_size):
+    finding = canary.examine(probe, batch_size)
+    assert not finding.red, finding
+
+
+def miscompiled(x):
+    # the signature of jax 0.10.2: some rows wrong, most of them right
+    return jnp.where(x[0] > 2, 0.5, 1) * jnp.sum(x**2)
+
+
+@pytest.mark.parametrize("function", [miscompiled, lambda x: jnp.where(x[0] > 2, jnp.nan, jnp.sum(x**2))])
+def test_a_few_wrong_or_missing_rows_turn_the_canary_red(function, monkeypatch, capsys):
+    def rows(rng, n):
+        return (rng.normal(size=(n, 3)),)
+
+    def reference(x):
+        return np.sum(x**2, -1)
+
+    right = canary.Probe("right", rows, lambda x: jnp.sum(x**2), reference)
+    wrong = right._replace(name="wrong", function=function)
+    monkeypatch.setattr(canary, "BATCH_SIZES", (2**10,))
+    monkeypatch.setattr(canary, "PROBES", (right,))
+    assert canary.main() == 0
+    assert "GREEN" in capsys.readouterr().out
+    monkeypatch.setattr(canary, "PROBES", (right, wrong))
+    assert canary.main() == 1
+    assert "RED: jax" in (out := capsys.readouterr().out)
+    assert "in 1 of 2 probes: wrong." in out
