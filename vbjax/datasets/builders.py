@@ -10,14 +10,13 @@ import gzip
 import io
 import struct
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from tensorflow_datasets import download
 from tensorflow_datasets.core import registered
 from tensorflow_datasets.image_classification import cifar, mnist
 
@@ -37,18 +36,12 @@ class _IdxFiles:
             for content in ("images-idx3", "labels-idx1")
         }
 
-    def _split_generators(self, dl_manager: download.DownloadManager) -> Mapping[str, Examples]:
-        files = dl_manager.download(self.sources())
+    def _split_generators(self, dl_manager: Any) -> Any:
+        files = {name: Path(path) for name, path in dl_manager.download(self.sources()).items()}
         return {
-            split: self._generate_examples(
-                Path(files[f"{prefix}-images-idx3-ubyte.gz"]), Path(files[f"{prefix}-labels-idx1-ubyte.gz"])
-            )
+            split: _idx_examples(files[f"{prefix}-images-idx3-ubyte.gz"], files[f"{prefix}-labels-idx1-ubyte.gz"])
             for split, prefix in (("train", "train"), ("test", "t10k"))
         }
-
-    def _generate_examples(self, images: Path, labels: Path) -> Examples:
-        for index, (image, label) in enumerate(zip(_read_idx(images), _read_idx(labels), strict=True)):
-            yield index, {"image": _png(image), "label": int(label)}
 
 
 # The stock classes already hold these names in the registry of tensorflow-datasets.
@@ -68,29 +61,35 @@ with registered.skip_registration():
             url = self._cifar_info.url
             return {url.rpartition("/")[2]: url}
 
-        def _split_generators(self, dl_manager: download.DownloadManager) -> Mapping[str, Examples]:
+        def _split_generators(self, dl_manager: Any) -> Any:
             info = self._cifar_info
             (archive,) = (Path(path) for path in dl_manager.download(self.sources()).values())
             with tarfile.open(archive) as tar:
                 names = _member(tar, info.prefix + "batches.meta.txt").decode().split("\n")
             self.info.features["label"].names = [name for name in names if name]
             return {
-                split: self._generate_examples(archive, f"{split}_", [info.prefix + name for name in members])
+                split: _cifar_examples(archive, f"{split}_", [info.prefix + name for name in members])
                 for split, members in (("train", info.train_files), ("test", info.test_files))
             }
 
-        def _generate_examples(self, archive: Path, prefix: str, members: list[str]) -> Examples:
-            index = 0
-            with tarfile.open(archive) as tar:
-                for member in members:
-                    # A record is one label byte, then three colour planes of 32 rows.
-                    for record in np.frombuffer(_member(tar, member), np.uint8).reshape(-1, 1 + 3 * 32 * 32):
-                        image = record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
-                        yield index, {"id": f"{prefix}{index:05d}", "image": _png(image), "label": int(record[0])}
-                        index += 1
-
 
 BUILDERS = {builder.name: builder for builder in (MNIST, FashionMNIST, Cifar10)}
+
+
+def _idx_examples(images: Path, labels: Path) -> Examples:
+    for index, (image, label) in enumerate(zip(_read_idx(images), _read_idx(labels), strict=True)):
+        yield index, {"image": _png(image), "label": int(label)}
+
+
+def _cifar_examples(archive: Path, prefix: str, members: list[str]) -> Examples:
+    index = 0
+    with tarfile.open(archive) as tar:
+        for member in members:
+            # A record is one label byte, then three colour planes of 32 rows.
+            for record in np.frombuffer(_member(tar, member), np.uint8).reshape(-1, 1 + 3 * 32 * 32):
+                image = record[1:].reshape(3, 32, 32).transpose(1, 2, 0)
+                yield index, {"id": f"{prefix}{index:05d}", "image": _png(image), "label": int(record[0])}
+                index += 1
 
 
 def _read_idx(path: Path) -> UInt8[np.ndarray, "..."]:

@@ -85,7 +85,7 @@ def load(
     arrays = _read_cache(directory / _CACHE)
     if arrays is None:
         if not directory.exists():
-            preparation.prepare(name, root, None if manual_dir is None else Path(manual_dir), download)
+            preparation.prepare(name, root, None if manual_dir is None else Path(manual_dir).expanduser(), download)
         arrays = preparation.read(name, directory)
         _write_cache(directory / _CACHE, root, arrays)
     return Dataset(name=name, levels=256, **arrays)
@@ -94,8 +94,9 @@ def load(
 def _digits() -> Dataset:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    images, labels = digits.images.astype(np.uint8), digits.target.astype(np.int32)
+    pixels, classes = load_digits(return_X_y=True)
+    images = np.asarray(pixels, np.uint8).reshape(-1, 8, 8)
+    labels = np.asarray(classes, np.int32)
     train, test = slice(None, _DIGITS_TRAIN), slice(_DIGITS_TRAIN, None)
     return Dataset("digits", 17, images[train], labels[train], images[test], labels[test])
 

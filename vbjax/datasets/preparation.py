@@ -95,9 +95,6 @@ def prepare(name: str, root: Path, manual_dir: Path | None, download: bool) -> N
     from vbjax.datasets.builders import BUILDERS
 
     with staging(root) as stage:
-        (stage / "files").mkdir()
-        for path in local:
-            _supply(path, stage / "files" / path.name, published.stripped_times.get(path.name))
         builder = BUILDERS[name](data_dir=stage, file_format="array_record")
         if missing:
             _probe(name, builder.sources()[missing[0]])
@@ -106,18 +103,22 @@ def prepare(name: str, root: Path, manual_dir: Path | None, download: bool) -> N
             manual_dir=stage / "files", try_download_gcs=False, force_checksums_validation=True
         )
         try:
+            (stage / "files").mkdir()
+            for path in local:
+                _supply(path, stage / "files" / path.name, published.stripped_times.get(path.name))
             # tensorflow-datasets announces itself on stdout, which belongs to the caller.
             with contextlib.redirect_stdout(io.StringIO()), _few_retries():
                 builder.download_and_prepare(download_dir=stage / "downloads", download_config=config)
+            _publish(stage / name / published.version, directory(name, root))
         except download_manager.NonMatchingChecksumError as error:
             origin = "the download" if missing else folder
             detail = str(error).split("\nTo debug")[0]
             raise DatasetUnavailable(
                 f"{name}: a file of {origin} is not the published one. Replace it and try again.\n{detail}"
             ) from error
-        except (OSError, tfds.download.DownloadError) as error:
+        # The writer of array_record reports a full disk as a RuntimeError.
+        except (OSError, RuntimeError, tfds.download.DownloadError) as error:
             raise DatasetUnavailable(f"{name} could not be prepared in {root}: {error}") from error
-        _publish(stage / name / published.version, directory(name, root))
 
 
 def read(name: str, prepared: Path) -> Arrays:
@@ -125,7 +126,7 @@ def read(name: str, prepared: Path) -> Arrays:
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(prepared)
+        builder: Any = tfds.builder_from_directory(prepared)
         # Images are decoded below: the reader would first complain that OpenCV is not installed.
         decoders = {"image": tfds.decode.SkipDecoding()}
         sources = [builder.as_data_source(split, decoders=decoders) for split in ("train", "test")]
@@ -225,11 +226,12 @@ def _few_retries() -> Iterator[None]:
     """Let a connection that breaks give up in seconds: ten retries take more than three minutes."""
     from tensorflow_datasets.core.download import downloader
 
-    retries, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 2
+    settings: Any = downloader
+    retries, settings.MAX_RETRIES = settings.MAX_RETRIES, 2
     try:
         yield
     finally:
-        downloader.MAX_RETRIES = retries
+        settings.MAX_RETRIES = retries
 
 
 def _how_to_get(name: str, root: Path, manual_dir: Path | None, missing: list[str]) -> str:
