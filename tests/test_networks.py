@@ -1,0 +1,106 @@
+"""Linen networks: shapes, likelihood heads that are laws, dropout whose key is an argument, the batch loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vbjax.networks.heads import HEADS
+from vbjax.networks.vae import mlp_vae
+from vbjax.vae import elbo
+
+SHAPE = (3, 2)
+
+
+def networks(likelihood="discretised_logistic_mixture", levels=17, **options):
+    return mlp_vae(SHAPE, likelihood=likelihood, levels=levels, latent_dim=4, hidden=(16, 8), **options)
+
+
+@pytest.mark.parametrize("likelihood", sorted(HEADS))
+def test_every_head_decodes_one_code_to_the_law_of_one_image(likelihood):
+    levels = 2 if likelihood == "bernoulli" else 5
+    net = networks(likelihood, levels)
+    law = net.bind(net.init(jax.random.key(0))).decode(jnp.ones(4))
+    assert law.mean().shape == SHAPE
+    if likelihood == "normal":
+        return
+    mass = sum(jnp.exp(law.log_prob(jnp.zeros(SHAPE).at[0, 0].set(level))) for level in range(levels))
+    other = jnp.exp(law.log_prob(jnp.zeros(SHAPE)))
+    # summing one pixel over its levels leaves the mass of the five others
+    first = jax.vmap(lambda level: jnp.exp(law.log_prob(jnp.zeros(SHAPE).at[0, 0].set(level))))(
+        jnp.arange(levels, dtype=jnp.float32)
+    )
+    np.testing.assert_allclose(first.sum(), mass, rtol=1e-5)
+    assert 0 < other < mass < 1
+
+
+def test_encoder_sees_pixels_between_minus_one_and_one():
+    net = networks()
+    assert 0 * net.pixel_scale + net.pixel_offset == -1
+    assert 16 * net.pixel_scale + net.pixel_offset == 1
+
+
+def test_without_a_key_dropout_is_off_and_with_one_it_follows_the_key():
+    net = networks(dropout=0.5)
+    params, x = net.init(jax.random.key(0)), jnp.ones(SHAPE)
+    code = net.bind(params).encode(x).mean()
+    np.testing.assert_array_equal(code, net.bind(params).encode(x).mean())
+    masked = [net.bind(params, jax.random.key(k)).encode(x).mean() for k in (1, 1, 2)]
+    np.testing.assert_array_equal(masked[0], masked[1])
+    assert np.abs(masked[0] - masked[2]).max() > 1e-3
+    assert np.abs(masked[0] - code).max() > 1e-3
+
+
+def test_batch_loss_is_the_mean_negative_elbo_of_its_examples():
+    net = networks()
+    params, images = net.init(jax.random.key(0)), jnp.arange(24, dtype=jnp.uint8).reshape(4, *SHAPE) % 17
+    loss, terms = net.loss()(jax.random.key(1), params, images)
+
+    def one(key, image):
+        _, key_noise, _ = jax.random.split(key, 3)
+        return elbo(key_noise, net.bind(params), image.astype(jnp.float32)).total
+
+    keys = jax.random.split(jax.random.key(1), 4)
+    np.testing.assert_allclose(loss, -jax.vmap(one)(keys, images).mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss, terms["kl"] - terms["reconstruction"], rtol=1e-5)
+
+
+def test_the_iwae_loss_is_below_the_negative_elbo():
+    net = networks()
+    params, images = net.init(jax.random.key(0)), jnp.arange(600, dtype=jnp.uint8).reshape(100, *SHAPE) % 17
+    elbo_loss = net.loss()(jax.random.key(1), params, images)[0]
+    iwae_loss = net.loss(samples=20)(jax.random.key(1), params, images)[0]
+    assert iwae_loss < elbo_loss
+
+
+def test_every_parameter_gets_a_gradient():
+    net = networks(dropout=0.1)
+    params, images = net.init(jax.random.key(0)), jnp.arange(24, dtype=jnp.uint8).reshape(4, *SHAPE) % 17
+    gradient = jax.grad(lambda p: net.loss(samples=3)(jax.random.key(1), p, images)[0])(params)
+    assert all(bool(jnp.isfinite(leaf).all()) and float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_dynamic_binarisation_draws_fresh_bits_at_every_key():
+    net = networks("bernoulli", 2)
+    params, images = net.init(jax.random.key(0)), jnp.full((8, *SHAPE), 128, jnp.uint8)
+    loss = net.loss(binarise_dynamically_from=256)
+    values = [float(loss(jax.random.key(k), params, images)[0]) for k in (1, 1, 2)]
+    assert values[0] == values[1] != values[2]
+    # pixels that are not bits have probability zero under a Bernoulli law
+    assert float(net.loss()(jax.random.key(1), params, images)[0]) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"likelihood": "gauss"}, "likelihood"),
+        ({"activation": "swish"}, "activation"),
+        ({"latent_dim": 0}, "latent_dim"),
+        ({"hidden": ()}, "hidden"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_bad_arguments_are_named(options, named):
+    good = {"likelihood": "bernoulli", "levels": 2, "latent_dim": 2, "hidden": (4,)}
+    with pytest.raises(ValueError, match=named):
+        mlp_vae(SHAPE, **(good | options))
