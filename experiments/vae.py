@@ -49,7 +49,7 @@ class Config:
     """p(x|z). Default: bernoulli for bits, discretised_logistic_mixture for grey levels."""
     latent_dim: int = 24
     """Dimension of z."""
-    hidden: tuple[int, ...] = (512, 256)
+    hidden: tuple[int, ...] = (512, 512)
     """Hidden widths of the encoder; the decoder mirrors them."""
     activation: Literal["relu", "silu", "gelu", "tanh"] = "relu"
     """Non-linearity of the hidden layers."""
@@ -57,7 +57,7 @@ class Config:
     """Dropout in the hidden layers while training, in [0, 1)."""
     samples: int = 5
     """Draws of z per example while training: 1 is the ELBO with its exact KL, more the IWAE bound."""
-    steps: int = 4000
+    steps: int = 2500
     """Training steps."""
     batch_size: int = 128
     """Examples per step."""

@@ -1,10 +1,17 @@
 """Strict by default: no silent promotion of rank or dtype, no reused key, shapes and types checked at run time."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiled programs are kept between runs, also for the subprocesses that tests start; XLA's loader logs a line for
+# each of them, at a level that only 3 hides.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -12,3 +19,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
 
 install_import_hook("vbjax", "beartype.beartype")
+
+
+@pytest.fixture(scope="module")
+def x64():
+    """Float64 for the tests of a module: oracles are compared to rounding error."""
+    with jax.enable_x64(True):
+        yield

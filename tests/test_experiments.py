@@ -1,0 +1,112 @@
+"""experiments/vae.py as its user meets it: a run end to end, an exact resume, and every refusal before any work."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import vae
+from vbjax import cards, runs
+
+TINY = vae.Config(hidden=(16,), latent_dim=2, samples=1, steps=200, batch_size=32, eval_samples=4)
+
+
+def run_in(folder, **options):
+    return vae.Run(out=folder, quiet=True, checkpoint_every=100, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    return folder, vae.main(TINY, run_in(folder))
+
+
+def test_a_run_leaves_config_metrics_checkpoints_pictures_and_card(finished):
+    folder, card = finished
+    assert cards.load_card(folder / "card.json") == card
+    assert json.loads((folder / "config.json").read_text())["likelihood"] == "discretised_logistic_mixture"
+    assert [row["step"] for row in runs.read_metrics(folder / "metrics.jsonl")] == [100, 200]
+    names = {path.stem for path in (folder / "pictures").iterdir()}
+    assert names == {"reconstructions", "samples", "traversal", "latent_map", "latent_grid"}
+
+
+def test_the_card_holds_a_likelihood_with_its_interval_in_the_stated_units(finished):
+    _, card = finished
+    nats, bits = card.numbers["iwae_4_nll"], card.numbers["bits_per_dim"]
+    assert bits.value == pytest.approx(nats.value / (64 * np.log(2)))
+    assert nats.value < card.numbers["negative_elbo"].value
+    # uniform pixels cost log2(17) = 4.087 bits, independent ones 2.395; 200 steps land between
+    assert 1.9 < bits.interval[0] < bits.interval[1] < 4.087
+
+
+def test_a_finished_run_is_not_repeated_by_accident_and_resumes_to_the_same_numbers(finished, capsys):
+    folder, card = finished
+    with pytest.raises(SystemExit) as refusal:
+        vae.main(TINY, run_in(folder))
+    assert refusal.value.code == 2
+    assert "--resume" in capsys.readouterr().err
+    again = vae.main(TINY, run_in(folder, resume=True))
+    assert again.numbers == card.numbers
+
+
+def test_another_configuration_in_the_same_folder_is_refused_by_naming_the_field(finished, capsys):
+    folder, _ = finished
+    with pytest.raises(SystemExit) as refusal:
+        vae.main(dataclasses.replace(TINY, learning_rate=2e-3), run_in(folder, resume=True))
+    assert refusal.value.code == 2
+    assert "learning_rate: 0.001 -> 0.002" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"learning_rate": -1e-3}, "learning_rate"),
+        ({"batch_size": 5000}, "1347 training examples"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"likelihood": "bernoulli"}, "bernoulli reads bits"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"ema_decay": 1.5}, "ema_decay"),
+        ({"hidden": ()}, "hidden"),
+        ({"eval_samples": -3}, "eval_samples"),
+    ],
+)
+def test_bad_input_leaves_with_code_2_one_line_and_no_folder(changes, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        vae.main(dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"))
+    assert refusal.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_are_not_here_are_refused_without_a_download(tmp_path, capsys):
+    config = dataclasses.replace(TINY, dataset="mnist")
+    with pytest.raises(SystemExit) as refusal:
+        vae.main(config, run_in(tmp_path / "run", data_dir=tmp_path / "data"))
+    assert refusal.value.code == 2
+    assert "download" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(SystemExit) as refusal:
+        vae.main(TINY, run_in(tmp_path / "run"))
+    assert refusal.value.code == 2
+    assert (tmp_path / "run").read_text() == "mine"
+    assert "error: " in capsys.readouterr().err
+
+
+def test_an_unknown_data_set_on_the_command_line_leaves_with_code_2_and_lists_the_known_ones():
+    script = Path(vae.__file__)
+    answer = subprocess.run(
+        [sys.executable, script, "--dataset", "minst"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert answer.returncode == 2
+    assert "fashion_mnist" in answer.stdout + answer.stderr
