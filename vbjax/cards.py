@@ -26,13 +26,13 @@ class InvalidCard(RunError):  # noqa: N818 - it reads as what was found
 class Number(NamedTuple):
     """A result with its uncertainty; an exact one has none. interval: 95%, in the same unit."""
 
-    value: float
-    standard_error: float | None
-    interval: tuple[float, float] | None
+    value: int | float
+    standard_error: int | float | None
+    interval: tuple[int | float, int | float] | None
     unit: str
 
 
-def number(value: float, standard_error: float | None = None, *, unit: str) -> Number:
+def number(value: int | float, standard_error: int | float | None = None, *, unit: str) -> Number:
     """Return a result with its normal 95% interval."""
     if standard_error is None:
         return Number(float(value), None, None, unit)
@@ -47,7 +47,7 @@ class Card(NamedTuple):
     numbers: dict[str, Number]
     config: Plain
     seed: int
-    wall_seconds: float
+    wall_seconds: int | float
     provenance: Plain
 
 
@@ -56,6 +56,17 @@ def write_card(path: Path, card: Card) -> None:
     document = card._asdict() | {"numbers": {name: entry._asdict() for name, entry in card.numbers.items()}}
     _validate_card(document, path)
     write_json(path, document)
+
+
+def summary(card: Card) -> str:
+    """Return the numbers of a card as aligned lines, each with its 95% interval where it has one."""
+
+    def line(name: str, entry: Number) -> str:
+        shown = f"{name:<{width}}  {entry.value:.5g} {entry.unit}"
+        return shown if entry.interval is None else f"{shown}  [{entry.interval[0]:.5g}, {entry.interval[1]:.5g}]"
+
+    width = max(map(len, card.numbers), default=0)
+    return "\n".join(line(name, entry) for name, entry in card.numbers.items())
 
 
 def load_card(path: str | Path) -> Card:

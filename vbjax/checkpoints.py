@@ -5,10 +5,16 @@ files and leaves catch what renaming cannot, such as a bit that flipped later. C
 lie inside. The rest of the package never imports orbax.
 """
 
+import errno
 import hashlib
 import itertools
+import logging
 import math
+import os
 import shutil
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,6 +119,7 @@ class CheckpointFolder:
     def _manager(self):
         import orbax.checkpoint as ocp
 
+        logging.getLogger("absl").addFilter(_not_of_orbax)
         return ocp.CheckpointManager(
             self.path,
             options=ocp.CheckpointManagerOptions(
@@ -130,7 +137,7 @@ class CheckpointFolder:
         """The steps that have a checkpoint, whole or not, in order."""
         return sorted(self._open.all_steps()) if self._open else []
 
-    def save(self, state: Any, *, metric: float | None = None) -> str:
+    def save(self, state: Any, *, metric: int | float | None = None) -> str:
         """Write a checkpoint of a `TrainState` at its `step` and return its SHA-256; lower metrics are better.
 
         Raises NonFiniteState for a contaminated state and CheckpointNotSaved where the disk refuses; either
@@ -157,11 +164,17 @@ class CheckpointFolder:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         if metric is not None:
             self._metrics[step] = record["metric"]
+        threads = set(threading.enumerate())
         try:
+            _reserve(self.path, expected_bytes(state, keep_last=0) // 2)
             self._open.save(step, args=items, force=True)
             _write_sums(self.path / str(step))
         except Exception as error:
             self._metrics.pop(step, None)
+            # Orbax's other threads are still writing what can no longer become a checkpoint.
+            deadline = time.monotonic() + 5
+            while set(threading.enumerate()) - threads and time.monotonic() < deadline:
+                time.sleep(0.01)
             for unfinished in self.path.glob(f"{step}.*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointNotSaved(f"cannot write checkpoint {step} to {self.path}: {_one_line(error)}") from error
@@ -295,6 +308,22 @@ def _shape(leaf: Any) -> str:
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _reserve(folder: Path, size: int) -> None:
+    """Ask the disk for the room of a checkpoint and give it back: a plain error now, not one in every thread."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            # A file system that cannot reserve room may have it all the same.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Drop what Orbax's threads log, tracebacks and all: what matters is raised, and said once."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 _SUMS = "SHA256SUMS"

@@ -6,7 +6,7 @@ Start at `Progress`. It writes to stderr, so that JSON on stdout stays whole.
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from io import TextIOBase
 
 _NOT_TERMS = ("step", "steps_per_second", "examples_per_second", "seconds", "seconds_left")
 
@@ -22,8 +22,8 @@ class Progress:
         steps: int,
         *,
         quiet: bool = False,
-        stream: TextIO | None = None,
-        seconds_between_lines: float = 10.0,
+        stream: TextIOBase | None = None,
+        seconds_between_lines: int | float = 10,
     ):
         self.steps, self.quiet, self.stream = steps, quiet, stream if stream is not None else sys.stderr
         self.seconds_between_lines, self._last_line = seconds_between_lines, -float("inf")
@@ -67,7 +67,7 @@ class Progress:
             self._bar.stop()
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Return a duration as a person reads it: 42 s, 3:05 min, 2:07 h."""
     whole = round(seconds)
     if whole < 60:

@@ -1,8 +1,8 @@
 """Training as a pure function of (key, step): the same bits for every chunk length and after every restart.
 
-Start at `fit`. Step t draws its noise from `fold_in(key, t)` and its data from `batch(t)`, so a `TrainState` is
-all that a run has to remember. One compiled loop of dynamic length serves every chunk: what a chunk computes
-cannot depend on how long it is. The rest of the package never imports optax.
+Start at `fit`. Step t draws its noise from `fold_in(key, t)` and its data from `batch(t)`, so a `TrainState`
+is all that a run has to remember. One compiled loop of dynamic length serves every chunk: what a step
+computes cannot depend on the chunk that it is in. The rest of the package never imports optax.
 """
 
 import math
@@ -51,31 +51,31 @@ class TrainState(NamedTuple):
 
 
 class NonFiniteLoss(ArithmeticError):  # noqa: N818 - it reads as what happened
-    """The loss, one of its terms or the parameters stopped being finite: `step`, `term` (the first), `values`."""
+    """The loss, a term of it or a parameter is not finite: `step`, `term` (the first such), `values`."""
 
     def __init__(self, step: int, term: str, values: dict[str, float]):
         self.step, self.term, self.values = step, term, values
         shown = ", ".join(f"{name} = {value:g}" for name, value in values.items())
         super().__init__(
-            f"training stopped at step {step}: {term!r} is not finite ({shown}). The last checkpoint is untouched; "
-            "lower the learning rate, clip the gradient (clip_norm) or look at that term."
+            f"training stopped at step {step}: {term!r} is not finite ({shown}); checkpoints are as they were. "
+            "Lower the learning rate, clip the gradient (clip_norm) or look at that term."
         )
 
 
 def make_optimizer(
     *,
-    learning_rate: float,
+    learning_rate: int | float,
     schedule: Schedule = "constant",
     steps: int | None = None,
     warmup_steps: int = 0,
-    final_fraction: float | None = None,
-    weight_decay: float = 0.0,
-    clip_norm: float | None = None,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-8,
+    final_fraction: int | float | None = None,
+    weight_decay: int | float = 0.0,
+    clip_norm: int | float | None = None,
+    beta1: int | float = 0.9,
+    beta2: int | float = 0.999,
+    epsilon: int | float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Return Adam (AdamW if `weight_decay` > 0) with a learning-rate schedule and clipping by the global norm.
+    """Return Adam (AdamW if `weight_decay` > 0) with a schedule and clipping by the gradient's global norm.
 
     steps: the length of the run; every schedule but "constant" needs it, and ends at `final_fraction` of the
     learning rate (default 0 for the cosines, 0.01 for "exponential"). clip_norm: None leaves gradients alone.
@@ -87,7 +87,7 @@ def make_optimizer(
     _require("beta2", beta2, 0 <= beta2 < 1, "in [0, 1)")
     _require("epsilon", epsilon, 0 < epsilon < math.inf, "a positive number")
     if clip_norm is not None:
-        _require("clip_norm", clip_norm, 0 < clip_norm < math.inf, "a positive number, or None for no clipping")
+        _require("clip_norm", clip_norm, 0 < clip_norm < math.inf, "a positive number, or None")
     rate = _learning_rate(learning_rate, schedule, steps, warmup_steps, final_fraction)
     if weight_decay > 0:
         descent = optax.adamw(rate, beta1, beta2, epsilon, weight_decay=weight_decay)
@@ -97,12 +97,12 @@ def make_optimizer(
 
 
 def _learning_rate(
-    peak: float, schedule: str, steps: int | None, warmup_steps: int, final_fraction: float | None
+    peak: int | float, schedule: str, steps: int | None, warmup_steps: int, final_fraction: int | float | None
 ) -> float | optax.Schedule:
     if schedule == "constant":
         _require("warmup_steps", warmup_steps, warmup_steps == 0, 'zero unless schedule="warmup_cosine"')
-        return peak
-    _require("steps", steps, steps is not None and steps > 0, f"the length of the run for schedule={schedule!r}")
+        return float(peak)
+    _require("steps", steps, steps is not None and steps > 0, f"the run's length for schedule={schedule!r}")
     if schedule == "exponential":
         fraction = 0.01 if final_fraction is None else final_fraction
         _require("final_fraction", fraction, 0 < fraction <= 1, "in (0, 1]")
@@ -112,7 +112,7 @@ def _learning_rate(
     if schedule == "cosine":
         return optax.cosine_decay_schedule(peak, steps, fraction)
     if schedule == "warmup_cosine":
-        _require("warmup_steps", warmup_steps, 0 < warmup_steps < steps, f"between 1 and steps - 1 = {steps - 1}")
+        _require("warmup_steps", warmup_steps, 0 < warmup_steps < steps, f"from 1 to steps - 1 = {steps - 1}")
         return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, steps, peak * fraction)
     raise ValueError(f"schedule must be constant, cosine, warmup_cosine or exponential, got {schedule!r}")
 
@@ -122,8 +122,8 @@ def _require(name: str, value: object, holds: bool, wanted: str) -> None:
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, *, ema_decay: float = 0.0) -> TrainState:
-    """Return the state before the first step; `ema_decay` 0 keeps no moving average and pays nothing for one."""
+def init_state(params: Params, optimizer: optax.GradientTransformation, *, ema_decay: int | float = 0.0) -> TrainState:
+    """Return the state before the first step; `ema_decay` 0 keeps no moving average, at no cost."""
     _require("ema_decay", ema_decay, 0 <= ema_decay < 1, "in [0, 1)")
     ema = jax.tree.map(jnp.copy, params) if ema_decay > 0 else None
     return TrainState(jnp.int32(0), params, ema, optimizer.init(params))
@@ -136,17 +136,19 @@ def train_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     *,
-    ema_decay: float = 0.0,
+    ema_decay: int | float = 0.0,
 ) -> tuple[TrainState, tuple[Scalar, Terms]]:
     """Do step `state.step` and return the next state, with the loss and terms *before* the update.
 
-    The moving average uses decay min(ema_decay, (1 + t) / (10 + t)), so that a short run does not remember its
-    initialisation.
+    The moving average uses decay min(ema_decay, (1 + t) / (10 + t)), so that a short run does not remember
+    its initialisation.
     """
     step, params = state.step, state.params
     value_and_gradient = jax.value_and_grad(loss, argnums=1, has_aux=True)
     values, gradient = value_and_gradient(jax.random.fold_in(key, step), params, batch(step))
-    updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+    # optax raises its decay rates to integer step counts, which strict promotion would refuse.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
     params = optax.apply_updates(params, updates)
     ema = state.ema
     if ema is not None:
@@ -190,27 +192,28 @@ def fit(
     *,
     steps: int,
     chunk: int = 100,
-    ema_decay: float = 0.0,
+    ema_decay: int | float = 0.0,
     on_chunk: Callable[[TrainState, Row], None] | None = None,
 ) -> TrainState:
     """Train from `state` to step `steps` and return the last state; `state` itself stays valid.
 
     chunk: steps between two calls of `on_chunk(state, row)`, at multiples of `chunk` and at the end. The row
     holds `step` (updates done), the means of `loss` and of every term since the last row, `steps_per_second`,
-    `examples_per_second`, `seconds` (since the loop was compiled) and `seconds_left`. The callback may read and
-    save its state but not keep it: the next chunk reuses the buffers.
+    `examples_per_second`, `seconds` (since the loop was compiled) and `seconds_left`. The callback may read
+    and save its state but not keep it: the next chunk reuses the buffers.
 
     Arrays that `batch` closes over reach the compiled loop as arguments, never as constants. A
     `jax.tree_util.Partial(function, data)` as `batch` also shares the compiled loop between calls of `fit`.
 
-    Raises NonFiniteLoss at the first step whose loss or terms are not finite, or if a chunk ends with parameters
-    that are not; `on_chunk` never sees such a state. Raises ValueError for bad arguments before any work.
+    Raises NonFiniteLoss at the first step whose loss or terms are not finite, or if a chunk ends with
+    parameters that are not; `on_chunk` never sees such a state. Raises ValueError for bad arguments before
+    any work.
     """
     _require("steps", steps, 0 <= steps < 2**31, "a number of steps below 2**31")
     _require("chunk", chunk, chunk >= 1, "at least 1")
     _require("ema_decay", ema_decay, 0 <= ema_decay < 1, "in [0, 1)")
     if (state.ema is None) != (ema_decay == 0):
-        raise ValueError(f"ema_decay is {ema_decay} but the state was initialised with another: pass it to both")
+        raise ValueError(f"ema_decay is {ema_decay} but the state was made with another: pass it to both")
     names, batch_size = _signature(key, loss, batch, state)
 
     batch = batch if isinstance(batch, Partial) else _close_over_nothing(batch, state.step)
@@ -277,7 +280,7 @@ def _signature(key: PRNGKey, loss: Loss, batch: Batch, state: TrainState) -> tup
     example = jax.eval_shape(batch, state.step)
     sizes = {leaf.shape[0] for leaf in jax.tree.leaves(example) if leaf.ndim}
     if len(sizes) != 1:
-        raise ValueError(f"batch(step) must return arrays that share their leading axis, got {sizes or 'none'}")
+        raise ValueError(f"batch(step) must return arrays that share a leading axis, got {sizes or 'none'}")
     out = jax.eval_shape(loss, key, state.params, example)
     if not isinstance(out, tuple) or len(out) != 2:
         raise ValueError("loss must return (scalar, terms)")
@@ -288,7 +291,7 @@ def _signature(key: PRNGKey, loss: Loss, batch: Batch, state: TrainState) -> tup
     for path, leaf in jax.tree_util.tree_flatten_with_path(terms)[0]:
         name = _name(path)
         if leaf.shape != ():
-            raise ValueError(f"terms must be scalars, averaged over the batch: {name!r} has shape {leaf.shape}")
+            raise ValueError(f"terms must be scalars, means over the batch: {name!r} has shape {leaf.shape}")
         if name in _OWN_COLUMNS:
             raise ValueError(f"a term cannot be called {name!r}: that is a column of every row")
         names.append(name)
@@ -300,7 +303,7 @@ def _name(path) -> str:
 
 
 def _close_over_nothing(function: Batch, step: Int[Array, ""]) -> Partial:
-    """Turn the arrays that `function` closes over into leaves, lest `jit` copy a data set into its program."""
+    """Turn the arrays that `function` closes over into leaves, lest `jit` copy a data set into a program."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(step)
 
     def call(constants, step):
