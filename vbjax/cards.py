@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 from vbjax.runs import Plain, RunError, write_json
 
@@ -32,7 +32,7 @@ class Number(NamedTuple):
     unit: str
 
 
-def number(value: int | float, standard_error: int | float | None = None, *, unit: str) -> Number:
+def number(value: SupportsFloat, standard_error: SupportsFloat | None = None, *, unit: str) -> Number:
     """Return a result with its normal 95% interval."""
     if standard_error is None:
         return Number(float(value), None, None, unit)

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "every wrong variant (control) is rejected.",
     )
     check.add_argument("ids", nargs="*", metavar="ID", help="entries to check (default: all)")
-    check.add_argument("--chapter", help="only this chapter")
+    check.add_argument("--chapter", type=int, help="only this chapter")
     check.add_argument("--lecture", help="only entries of this lecture, e.g. 000")
     check.add_argument("--list", action="store_true", help="list the entries and check nothing")
     check.add_argument("--seed", type=int, default=0, help="seed of the statistical checks (default: 0)")
