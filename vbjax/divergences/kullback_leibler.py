@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import betaln, digamma, gammaln, polygamma, xlogy
+from jax.scipy.special import digamma, gammaln, polygamma, xlogy
 from jaxtyping import Array
 
 from vbjax.distributions import (
@@ -37,6 +37,7 @@ from vbjax.distributions import (
 )
 from vbjax.distributions.discrete import expected_log
 from vbjax.distributions.family import LOG_2PI
+from vbjax.distributions.gamma import log_beta
 from vbjax.types import Estimate, Event, NotAvailable, PRNGKey, Scalar
 
 ClosedForm = Callable[[Distribution, Distribution], Scalar]
@@ -232,7 +233,7 @@ def _to_gamma(q, p):
 def _beta(q, p):
     a, b, total = q.concentration1, q.concentration0, q.concentration1 + q.concentration0
     a_p, b_p = p.concentration1, p.concentration0
-    log_norms = betaln(a_p, b_p) - betaln(a, b)
+    log_norms = log_beta(a_p, b_p) - log_beta(a, b)
     moments = (a - a_p) * digamma(a) + (b - b_p) * digamma(b) + (a_p - a + b_p - b) * digamma(total)
     return jnp.sum(log_norms + moments)
 
@@ -242,7 +243,7 @@ def _uniform_to_beta(q, p):
     a, b = p.concentration1, p.concentration0
     mirrored = Uniform(1 - q.high, 1 - q.low)
     mean_logs = [_log_moments(law)[0] for law in (q, mirrored)]
-    cross_entropy = betaln(a, b) - (a - 1) * mean_logs[0] - (b - 1) * mean_logs[1]
+    cross_entropy = log_beta(a, b) - (a - 1) * mean_logs[0] - (b - 1) * mean_logs[1]
     return jnp.where(_is_positive(q) & _is_positive(mirrored), cross_entropy.sum() - q.entropy(), jnp.inf)
 
 
