@@ -29,7 +29,7 @@ class ELBO(NamedTuple):
     kl: Scalar
 
     @property
-    def total(self) -> Scalar:
+    def total(self) -> Array:
         """The bound itself; the loss to minimise is its negative."""
         return self.reconstruction - self.kl
 
@@ -96,7 +96,7 @@ def tvo(betas) -> Bound:
     """
     betas = tuple(float(beta) for beta in betas)
     widths = [high - low for low, high in itertools.pairwise((*betas, 1.0))]
-    if not betas or betas[0] != 0 or min(widths) <= 0:
+    if not betas or betas[0] != 0 or not all(width > 0 for width in widths):
         raise ValueError(f"betas must increase from 0 and stay below 1, got {betas}")
 
     def bound(log_weights: LogWeights) -> Scalar:

@@ -206,7 +206,7 @@ def _certified(value: PyTree, error: float, nodes: Nodes) -> Certified:
 
 def _relative_change(value: PyTree, previous: PyTree, size: PyTree) -> float:
     def change(new, old, scale):
-        moved = np.max(np.abs(new - old), initial=0)
+        moved = np.max(np.abs(np.asarray(new) - np.asarray(old)), initial=0)
         change = 0 if moved == 0 else moved / np.max(scale, initial=0)
         # a NaN must fail the comparison with the tolerance
         return math.inf if np.isnan(change) else float(change)
