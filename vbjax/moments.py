@@ -18,6 +18,9 @@ from vbjax.types import Estimate, GradientEstimator, Params, PRNGKey, Problem
 BLOCK = 256
 """Replications whose moments are taken together; part of what the numbers are, so not an option."""
 
+_MOST_BLOCKS, _MOST_NUMBERS = 16, 2**24
+"""Blocks and numbers held in memory at once; they change no bit of the result."""
+
 
 class PowerSums(NamedTuple):
     """Count, mean and central power sums Σ(x - mean)^p of draws: the value, then the flat gradient."""
@@ -59,8 +62,8 @@ def replicate(
 ) -> Moments:
     """Draw an estimator many times and return the moments of its value and its gradient.
 
-    problem: `params -> (q, f)`. All visible devices share the work, each holding 256 replications at a time. Raises
-    ValueError for fewer than two replications, and `NotAvailable` if q lacks what the estimator needs.
+    problem: `params -> (q, f)`. All visible devices share the work; memory does not grow with the replications.
+    Raises ValueError for fewer than two replications, and `NotAvailable` if q lacks what the estimator needs.
     """
     if replications < 2:
         raise ValueError(f"replications must be at least 2 for a variance, got {replications}")
@@ -85,51 +88,54 @@ def replicate(
 
 
 def _replicate(key, estimator, problem, params, state, replications):
-    """Scan over steps of one block per device; blocks are merged in the order of their number."""
+    """Draw a few blocks at a time on all devices, add them up on one, in the order of their number."""
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("device",))
-    steps = -(-replications // (BLOCK * mesh.size))
+    size = 1 + sum(x.size for x in jax.tree.leaves(params))
+    width = max(1, min(_MOST_BLOCKS, _MOST_NUMBERS // (BLOCK * size)))
+    width = mesh.size * -(-width // mesh.size)
 
-    def one(key, params, state):
+    def one(r, key, params, state):
         q, _ = problem(params)
-        noise = estimator.noise(q).sample(key)
+        noise = estimator.noise(q).sample(jax.random.fold_in(key, r))
         return ravel_pytree(value_and_grad_at(noise, estimator, problem, params, state))[0]
 
-    def block(keys, counted, params, state):
-        draws = jax.vmap(one, (0, None, None))(keys, params, state)
-        return _power_sums(draws, counted), jnp.sum(counted & ~jnp.isfinite(draws).all(1))
+    def blocks(b, key, params, state):
+        # always one block of one shape: XLA may round another shape in another way
+        return jax.lax.map(
+            lambda b: jax.vmap(one, (0, None, None, None))(b * BLOCK + jnp.arange(BLOCK), key, params, state), b
+        )
 
-    def on_one_device(keys, counted, params, state):
-        # one block of one shape wherever it runs: XLA may sum another shape in another order
-        return jax.tree.map(lambda x: x[None], block(keys[0], counted[0], params, state))
+    draw = blocks
+    if mesh.size > 1:
+        split, whole = jax.P("device"), jax.P()
+        # check_vma would sum the gradients over the devices
+        draw = jax.shard_map(blocks, mesh=mesh, in_specs=(split, whole, whole, whole), out_specs=split, check_vma=False)
+        key, params, state = jax.device_put((key, params, state), jax.sharding.NamedSharding(mesh, whole))
+    draw = jax.jit(draw)
 
-    split = jax.P("device")
-    blocks = jax.shard_map(
-        on_one_device,
-        mesh=mesh,
-        in_specs=(split, split, jax.P(), jax.P()),
-        out_specs=split,
-        check_vma=False,  # it would sum the gradients over the devices
-    )
+    total = None
+    for start in range(0, -(-replications // BLOCK), width):
+        b = start + np.arange(width, dtype=np.int32)
+        draws = draw(b, key, params, state)
+        if mesh.size > 1:
+            draws = jax.device_put(draws, mesh.devices[0])
+        if total is None:
+            nothing = jnp.zeros(draws.shape[-1:], draws.dtype)
+            total = (PowerSums(jnp.zeros((), draws.dtype), nothing, nothing, nothing, nothing), jnp.zeros((), int))
+        total = _add_blocks(total, draws, b[:, None] * BLOCK + np.arange(BLOCK, dtype=np.int32) < replications)
+    return total
+
+
+@jax.jit
+def _add_blocks(total, draws: Float[Array, "b n d"], counted: Bool[Array, "b n"]):
+    """Merge each block into the total in turn; compiled once for all estimators with as many parameters."""
 
     def add(total, block):
-        (sums, non_finite), (more, more_non_finite) = total, block
-        return (_merge(sums, more), non_finite + more_non_finite), None
+        (sums, non_finite), (x, counted) = total, block
+        more = jnp.sum(counted & ~jnp.isfinite(x).all(1))
+        return (_merge(sums, _power_sums(x, counted)), non_finite + more), None
 
-    @jax.jit
-    def run(key, params, state):
-        def step(total, i):
-            r = (i * mesh.size + jnp.arange(mesh.size))[:, None] * BLOCK + jnp.arange(BLOCK)[None]
-            keys = jax.vmap(jax.vmap(lambda r: jax.random.fold_in(key, r)))(r)
-            per_block = blocks(keys, r < replications, params, state)
-            # an empty block more, which changes no bit: a loop of one turn would be inlined and rounded differently
-            per_block = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:1])]), per_block)
-            return jax.lax.scan(add, total, per_block)[0], None
-
-        shape = jax.eval_shape(block, jax.random.split(key, BLOCK), jnp.ones(BLOCK, bool), params, state)
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
-        return jax.lax.scan(step, nothing, jnp.arange(steps))[0]
-
-    return run(*jax.device_put((key, params, state), jax.sharding.NamedSharding(mesh, jax.P())))
+    return jax.lax.scan(add, total, (draws, counted))[0]
 
 
 def _power_sums(x: Float[Array, "n d"], counted: Bool[Array, " n"]) -> PowerSums:
