@@ -45,7 +45,7 @@ def implicit_log_gamma(concentration: Array, log_sample: Array) -> Array:
 
 @implicit_log_gamma.defjvp
 def _implicit_log_gamma_jvp(primals, tangents):
-    a, y = jnp.asarray(primals[0]), primals[1]
+    a, y = (jnp.asarray(primal) for primal in primals)
     a_dot, y_dot = tangents
     y = implicit_log_gamma(a, y)  # so that a further forward derivative follows y as a moves
     tiny = y < math.log(jnp.finfo(y.dtype).eps)
