@@ -220,6 +220,17 @@ class RunFolder:
         self.close()
 
 
+def writable_folder(path: str | Path) -> Path:
+    """Make a folder, if need be, and return its path; raises FolderNotWritable, leaving nothing behind."""
+    path = Path(path)
+    with _created(path):
+        try:
+            _probe(path, 0)
+        except OSError as error:
+            raise _not_writable(path, error) from error
+    return path
+
+
 def read_metrics(path: Path) -> list[dict[str, int | float]]:
     """Return the whole rows of a metrics file, in order; a half-written last line is not one of them."""
     rows = []
