@@ -102,7 +102,10 @@ def _replicate(key, estimator, problem, params, state, replications):
     def blocks(b, key, params, state):
         # always one block of one shape: XLA may round another shape in another way
         return jax.lax.map(
-            lambda b: jax.vmap(one, (0, None, None, None))(b * BLOCK + jnp.arange(BLOCK), key, params, state), b
+            lambda b: jax.vmap(one, (0, None, None, None))(
+                b * BLOCK + jnp.arange(BLOCK, dtype=b.dtype), key, params, state
+            ),
+            b,
         )
 
     draw = blocks
