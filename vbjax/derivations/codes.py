@@ -111,8 +111,8 @@ def linear_vae_ppca():
 
     return Identity(
         title="A linear VAE is probabilistic PCA",
-        statement=r"\max_\phi \mathcal{L} = \log p_{PPCA} - \frac{1}{2} \left(\sum_i \log \Pi_{ii} - \log |\Pi|\right) "
-        r"\;\text{ (diagonal encoder)}, \qquad \Pi = I + W^\top W / \sigma^2",
+        statement=r"\max_\phi \mathcal{L} = \log p_{\text{PPCA}} - \frac{1}{2} \left(\sum_i \log \Pi_{ii} "
+        r"- \log |\Pi|\right) \;\text{ (diagonal encoder)}, \qquad \Pi = I + W^\top W / \sigma^2",
         lecture="000",
         slide="Note",
         kind="identity",

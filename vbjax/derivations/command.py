@@ -93,7 +93,9 @@ def as_row(verdict: Verdict) -> dict[str, Any]:
 
 def error_text(verdict: Verdict, error: float) -> str:
     """An error in the words of the verdict's test: `|z| = 1.2` or `3.4e-13`."""
-    return f"|z| = {error:.1f}" if isinstance(verdict.identity.test, Statistical) else f"{error:.1e}"
+    if isinstance(verdict.identity.test, Statistical):
+        return f"|z| = {error:.1f}"
+    return f"{error:.1e}" if error else "0"
 
 
 def _plain(values) -> list[float | str]:

@@ -154,7 +154,7 @@ def reparameterisation_discontinuity():
 
     return Identity(
         title="A jump is invisible along the sample, and the score sees it",
-        statement=r"f(x) = \mathbf{1}[x > 0]: \qquad \nabla_\mu E[f] = \mathcal{N}(0 \mid \mu, \sigma^2), \qquad "
+        statement=r"f(x) = 1_{x > 0}: \qquad \nabla_\mu E[f] = \mathcal{N}(0 \mid \mu, \sigma^2), \qquad "
         r"E_\xi\left[\nabla_\mu f(\mu + \sigma \xi)\right] = 0",
         lecture="000",
         slide="Basics: Reparameterization Trick",

@@ -104,7 +104,7 @@ def score_zero_mean():
         return {name: np.zeros(len(params)) for name, params in case._asdict().items()}
 
     def baseline_sees_its_sample(case):
-        return weighted_score(case, lambda x: x * 1.0)
+        return weighted_score(case, lambda x: jnp.asarray(x, float))
 
     return Identity(
         title="The score has mean zero, so a constant baseline costs no bias",
@@ -149,8 +149,9 @@ def gradient_variance_quadratic():
 
     return Identity(
         title="The variance of both gradients of a square",
-        statement=r"f = (x - a)^2,\; \delta = \mu - a: \quad \mathrm{Var}_{path} = \left(4 \sigma^2,\; "
-        r"4 \delta^2 + 8 \sigma^2\right), \quad \mathrm{Var}_{score} = \left(\tfrac{\delta^4}{\sigma^2} + 14 \delta^2 "
+        statement=r"f = (x - a)^2,\; \delta = \mu - a: \quad \mathrm{Var}_{\text{path}} = \left(4 \sigma^2,\; "
+        r"4 \delta^2 + 8 \sigma^2\right), \quad "
+        r"\mathrm{Var}_{\text{score}} = \left(\tfrac{\delta^4}{\sigma^2} + 14 \delta^2 "
         r"+ 15 \sigma^2,\; \tfrac{2 \delta^4}{\sigma^2} + 60 \delta^2 + 74 \sigma^2\right)",
         lecture="000",
         slide="Optimization over the variational distribution",
@@ -195,8 +196,8 @@ def score_vs_reparam_counterexample():
 
     return Identity(
         title="The score estimator can be the better one",
-        statement=r"f = \cos \omega x: \qquad \mathrm{Var}_{path} \sim \frac{\omega^2}{2}, \qquad "
-        r"\mathrm{Var}_{score} \to \frac{1}{2 \sigma^2} \qquad (\omega \to \infty)",
+        statement=r"f = \cos \omega x: \qquad \mathrm{Var}_{\text{path}} \sim \frac{\omega^2}{2}, \qquad "
+        r"\mathrm{Var}_{\text{score}} \to \frac{1}{2 \sigma^2} \qquad (\omega \to \infty)",
         lecture="000",
         slide="Optimization over the variational distribution",
         kind="claim",
@@ -272,7 +273,7 @@ def rloo_variance():
 
     return Identity(
         title="Leave-one-out is unbiased, and its variance is known",
-        statement=r"\mathrm{Var}_{RLOO} = \frac{\mu_{22} - \mu_{11}^2}{S} + "
+        statement=r"\mathrm{Var}_{\text{RLOO}} = \frac{\mu_{22} - \mu_{11}^2}{S} + "
         r"\frac{\mu_{11}^2 + \mu_{20}\, \mu_{02}}{S (S - 1)}, \qquad \mu_{jk} = E\left[(f - E f)^j s^k\right]",
         lecture="000",
         slide="Optimization over the variational distribution",

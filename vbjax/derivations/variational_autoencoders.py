@@ -124,8 +124,8 @@ def max_likelihood_is_forward_kl():
 
     return Identity(
         title="Maximum likelihood minimises the forward KL",
-        statement=r"-E_{p_{data}}\left[\log p_\theta(x)\right] = H(p_{data}) + "
-        r"\mathrm{KL}\left(p_{data} \,\|\, p_\theta\right)",
+        statement=r"-E_{p_{\text{data}}}\left[\log p_\theta(x)\right] = H(p_{\text{data}}) + "
+        r"\mathrm{KL}\left(p_{\text{data}} \,\|\, p_\theta\right)",
         lecture="000",
         slide="Generative Model",
         kind="identity",

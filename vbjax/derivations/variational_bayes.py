@@ -281,7 +281,7 @@ def dataset_elbo_bracketing():
         test=Agreement(1e-12),
         control=Control("The divergences stand outside the mean, as the slide is typeset.", rhs=divergence_outside),
         correction="The slide lacks the brackets, so the divergence has an unbound index i and no $1/N$. And $1/N$ "
-        "makes it a bound on the *mean* log-likelihood, while LogLik(D) two slides earlier is the sum.",
+        "makes it a bound on the *mean* log-likelihood, while the slide «Marginal Likelihood…» writes the sum.",
     )
 
 

@@ -1,0 +1,312 @@
+"""Every entry of the ledger holds, every control is rejected, and a fault in the library turns entries red."""
+
+import functools
+import io
+import json
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from vbjax import bounds, distributions
+from vbjax.derivations import (
+    CHAPTERS,
+    LECTURES,
+    Agreement,
+    AtLeast,
+    AtMost,
+    Control,
+    Identity,
+    Statistical,
+    UnknownEntry,
+    check,
+    identities,
+    select,
+)
+from vbjax.derivations.command import run_checks
+from vbjax.derivations.linear_gaussian import LinearGaussian
+from vbjax.distributions import Categorical, MultivariateNormal, Normal
+from vbjax.divergences import families, kullback_leibler
+from vbjax.types import Estimate
+
+ENTRIES = {identity.id: identity for identity in identities()}
+SAMPLED = [name for name, identity in ENTRIES.items() if isinstance(identity.test, Statistical)]
+
+
+@functools.cache
+def verdict(name):
+    return check(ENTRIES[name])
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_statement_holds_and_control_is_rejected(name):
+    found = verdict(name)
+    assert found.failure is None
+    assert found.holds, (found.error, found.limit, found.lhs, found.rhs)
+    assert found.control_rejected, (found.control_error, found.control_limit)
+
+
+def library_called(side, *args):
+    """Whether a function of the library, derivations apart, runs while the side does."""
+    called = []
+
+    def profile(frame, event, arg):
+        if event == "call":
+            name = frame.f_globals.get("__name__", "")
+            if name.startswith("vbjax.") and not name.startswith("vbjax.derivations"):
+                called.append(name)
+
+    sys.setprofile(profile)
+    try:
+        side(*args)
+    finally:
+        sys.setprofile(None)
+    return called
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_right_side_never_calls_the_library(name):
+    assert library_called(ENTRIES[name].rhs, ENTRIES[name].instance) == []
+
+
+def test_left_side_calls_the_library():
+    names = ["elbo-decomposition", "gaussian-kl-closed-form", "rloo-variance", "bits-back-compression"]
+    assert all(library_called(ENTRIES[name].lhs, ENTRIES[name].instance) for name in names)
+
+
+def test_catalogue_is_complete_and_consistent():
+    assert len(identities()) == len(ENTRIES) >= 26
+    assert {identity.chapter for identity in ENTRIES.values()} == set(CHAPTERS)
+    assert {identity.lecture for identity in ENTRIES.values()} <= set(LECTURES)
+    assert all(identity.title and identity.slide and identity.control.claim for identity in ENTRIES.values())
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_instance_prints_as_the_code_that_rebuilds_it(name):
+    instance = ENTRIES[name].instance
+    scope = {"LinearGaussian": LinearGaussian, type(instance).__name__: type(instance)}
+    assert eval(repr(instance), scope) == instance
+
+
+def test_entries_hold_on_other_instances():
+    wide = LinearGaussian(
+        weights=((0.4, 0.1, -0.6), (1.2, 0.3, 0.2)),
+        offset=(0.0, 1.0),
+        noise_variance=0.05,
+        observation=(2.0, -1.0),
+        q_mean=(0.1, 0.2, 0.3),
+        q_covariance=((0.9, 0.2, 0.0), (0.2, 0.5, 0.1), (0.0, 0.1, 0.4)),
+    )
+    for name in ("variational-objective-posterior-kl", "elbo-decomposition"):
+        assert check(ENTRIES[name], instance=wide).passed
+
+
+def doubled(function):
+    return lambda *args, **kwargs: 2 * function(*args, **kwargs)
+
+
+def kl_without_its_half(patch):
+    for pair in ((Normal, Normal), (MultivariateNormal, MultivariateNormal), (MultivariateNormal, Normal)):
+        patch.setitem(kullback_leibler._CLOSED_FORMS, pair, doubled(kullback_leibler._CLOSED_FORMS[pair]))
+
+
+def density_without_its_scale(patch):
+    def log_prob(self, x):
+        return jnp.sum(-0.5 * ((x - self.loc) / self.scale) ** 2 - 0.5 * np.log(2 * np.pi))
+
+    patch.setattr(Normal, "log_prob", log_prob)
+
+
+def iwae_without_its_count(patch):
+    patch.setattr(bounds, "iwae", lambda log_weights: jnp.log(jnp.sum(jnp.exp(log_weights))))
+
+
+def transposed_cholesky(patch):
+    patch.setattr(MultivariateNormal, "transport", lambda self, noise: self.loc + self.scale_tril.T @ noise)
+
+
+def variance_for_scale(patch):
+    patch.setattr(distributions.LogNormal, "transport", lambda self, e: jnp.exp(self.loc + self.scale**2 * e))
+
+
+def elbo_plus_kl(patch):
+    patch.setattr(bounds.ELBO, "total", property(lambda self: self.reconstruction + self.kl))
+
+
+def renyi_without_its_shift(patch):
+    def shiftless(q, p, alpha):
+        return original(Normal(p.loc, q.scale), p, alpha)
+
+    original = families._renyi_normal
+    patch.setattr(families, "_renyi_normal", shiftless)
+
+
+def reversed_categorical(patch):
+    original = kullback_leibler._CLOSED_FORMS[Categorical, Categorical]
+    patch.setitem(kullback_leibler._CLOSED_FORMS, (Categorical, Categorical), lambda q, p: original(p, q))
+
+
+FAULTS = {
+    kl_without_its_half: ["gaussian-kl-closed-form", "gaussian-kl-full-covariance", "elbo-reconstruction-minus-kl"],
+    density_without_its_scale: ["elbo-decomposition", "vae-diagonal-decoder", "vae-normalised-density"],
+    iwae_without_its_count: ["naive-mc-marginal-likelihood", "iwae-bound-monotone"],
+    transposed_cholesky: ["gaussian-affine-reparameterisation", "reparameterisation-gradient"],
+    variance_for_scale: ["reparameterisation-lotus"],
+    elbo_plus_kl: ["dataset-elbo-bracketing", "bits-back-compression", "vae-objective"],
+    renyi_without_its_shift: ["naive-mc-variance-dimension"],
+    reversed_categorical: ["hierarchical-vae-elbo", "elbo-ascent-vs-evidence"],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_planted_fault_turns_entries_red(fault, monkeypatch):
+    fault(monkeypatch)
+    survivors = [name for name in FAULTS[fault] if check(ENTRIES[name]).holds]
+    assert survivors == []
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_sampled_entry_holds_at_another_seed(name):
+    found = check(ENTRIES[name], seed=1)
+    assert found.passed
+    assert not np.array_equal(found.lhs.values, verdict(name).lhs.values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLED)
+def test_sampled_entry_holds_at_many_seeds(name):
+    scores = [check(ENTRIES[name], seed=seed).error for seed in range(2, 22)]
+    assert max(scores) < ENTRIES[name].test.limit(len(verdict(name).lhs.values))
+    # were the standard errors too large, |z| would never leave zero
+    assert max(scores) > 0.5
+
+
+def toy(test=Agreement(1e-9), lhs=None, rhs=None, control=None, **fields):  # noqa: B008 - a named tuple
+    return Identity(
+        title="toy",
+        statement="1 = 1",
+        lecture="000",
+        slide="none",
+        kind="identity",
+        instance=None,
+        lhs=lhs or (lambda _: {"a": 1.0}),
+        rhs=rhs or (lambda _: {"a": 1.0}),
+        test=test,
+        control=control or Control("two", rhs=lambda _: {"a": 2.0}),
+        **fields,
+    )
+
+
+def test_control_that_passes_fails_the_check():
+    found = check(toy(control=Control("the same", rhs=lambda _: {"a": 1.0})))
+    assert found.holds
+    assert not found.control_rejected
+    assert not found.passed
+
+
+def test_exception_in_a_side_is_a_verdict_that_does_not_hold():
+    found = check(toy(lhs=lambda _: {"a": 1 / 0}))
+    assert found.failure == "ZeroDivisionError: division by zero"
+    assert not found.holds
+    assert not found.control_rejected
+
+
+def test_sides_must_answer_the_same_questions():
+    assert "different questions" in check(toy(lhs=lambda _: {"b": 1.0})).failure
+    assert "different shapes" in check(toy(lhs=lambda _: {"a": np.ones(2)})).failure
+
+
+def test_nan_neither_holds_nor_rejects():
+    assert not check(toy(lhs=lambda _: {"a": np.nan})).holds
+    assert not check(toy(control=Control("nan", rhs=lambda _: {"a": np.nan}))).control_rejected
+
+
+def test_equal_infinities_agree_and_opposite_ones_do_not():
+    assert check(toy(lhs=lambda _: {"a": np.inf}, rhs=lambda _: {"a": np.inf})).holds
+    assert not check(toy(lhs=lambda _: {"a": -np.inf}, rhs=lambda _: {"a": np.inf})).holds
+
+
+@pytest.mark.parametrize(("test", "lhs", "holds"), [
+    (AtMost(1e-9), 0.5, True),
+    (AtMost(1e-9), 1.5, False),
+    (AtLeast(1e-9), 1.5, True),
+    (AtLeast(1e-9), 0.5, False),
+])  # fmt: skip
+def test_inequalities_look_in_their_own_direction(test, lhs, holds):
+    assert check(toy(test, lhs=lambda _: {"a": lhs})).holds == holds
+
+
+def test_statistical_limit_shares_its_error_rate():
+    test = Statistical(0.05)
+    assert test.limit(1) == pytest.approx(1.959964, abs=1e-6)
+    assert test.limit(5) == pytest.approx(2.575829, abs=1e-6)  # a two-sided level of 0.01 each
+
+    def estimate(value):
+        return lambda key, _: {"a": Estimate(jnp.array(value), jnp.array(0.1), 10)}
+
+    assert check(toy(test, lhs=estimate(1.19))).holds
+    assert not check(toy(test, lhs=estimate(1.21))).holds
+
+
+def test_control_replaces_exactly_one_side():
+    with pytest.raises(ValueError, match="one side"):
+        toy(control=Control("nothing"))
+
+
+def test_selection_by_id_chapter_and_lecture():
+    assert [i.id for i in select(["bonnet-price", "elbo-tightness"])] == ["bonnet-price", "elbo-tightness"]
+    assert {i.chapter for i in select(chapter=2)} == {2}
+    assert {i.lecture for i in select(lecture="004")} == {"004"}
+    assert select() == identities()
+
+
+@pytest.mark.parametrize(("selection", "message"), [
+    ({"ids": ["elbo-decompositon"]}, "did you mean elbo-decomposition"),
+    ({"chapter": 99}, "chapter '99'"),
+    ({"lecture": "01"}, "did you mean 001"),
+    ({"chapter": 2, "lecture": "004"}, "both"),
+])  # fmt: skip
+def test_unknown_selection_names_the_closest(selection, message):
+    with pytest.raises(UnknownEntry, match=message):
+        select(**selection)
+
+
+def silent():
+    return Console(file=io.StringIO(), width=160)
+
+
+def test_command_exits_zero_when_everything_holds():
+    console = silent()
+    assert run_checks(["gaussian-kl-full-covariance"], console=console) == 0
+    assert "1 of 1 statements hold, 1 of 1 controls are rejected" in console.file.getvalue()
+
+
+def test_command_exits_one_and_says_why(monkeypatch):
+    kl_without_its_half(monkeypatch)
+    console = silent()
+    assert run_checks(["gaussian-kl-full-covariance"], console=console) == 1
+    assert "the sides differ: KL(q‖p) = " in console.file.getvalue()
+    assert "instance: Gaussians(" in console.file.getvalue()
+
+
+def test_command_exits_two_on_an_unknown_id(capsys):
+    assert run_checks(["elbo-thightness"], console=silent()) == 2
+    assert "did you mean elbo-tightness" in capsys.readouterr().err
+
+
+def test_command_writes_strict_json(capsys):
+    assert run_checks(["elbo-support-condition"], as_json=True, seed=3, console=silent()) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["id"] == "elbo-support-condition"
+    assert row["seed"] == 3
+    assert row["lhs"]["value"][:2] == ["-inf", "inf"]
+    assert row["holds"] is row["control_rejected"] is True
+
+
+def test_command_lists_without_checking():
+    console = silent()
+    assert run_checks(chapter=3, list_only=True, console=console) == 0
+    assert "linear-vae-ppca" in console.file.getvalue()
+    assert "rloo-variance" not in console.file.getvalue()
