@@ -134,6 +134,34 @@ DISCRETE: dict[str, Callable[[], Twin]] = {
 }
 
 
+EVERY_LAW: dict[str, Callable[[], Any]] = {
+    "Normal": lambda: vd.Normal([0.3, -1.0], [1.0, 0.5]),
+    "MultivariateNormal": lambda: vd.MultivariateNormal([0.3, -1.0], [[1.0, 0.0], [0.4, 0.8]]),
+    "LogNormal": lambda: vd.LogNormal([0.3, -1.0], [1.0, 0.5]),
+    "Laplace": lambda: vd.Laplace([0.3, -1.0], [1.0, 0.5]),
+    "Logistic": lambda: vd.Logistic([0.3, -1.0], [1.0, 0.5]),
+    "StudentT": lambda: vd.StudentT([5.0, 3.0], [0.3, -1.0], [1.0, 0.5]),
+    "Uniform": lambda: vd.Uniform([0.2, 0.1], [0.7, 0.9]),
+    "Gamma": lambda: vd.Gamma([2.0, 0.7], [1.0, 0.5]),
+    "LogGamma": lambda: vd.LogGamma([2.0, 0.7]),
+    "Beta": lambda: vd.Beta([2.0, 0.7], [1.0, 1.5]),
+    "Dirichlet": lambda: vd.Dirichlet([2.0, 0.7]),
+    "Bernoulli": lambda: vd.Bernoulli([0.4, -2.0]),
+    "Categorical": lambda: vd.Categorical([[0.4, -2.0, 1.0], [0.0, 0.0, 1.0]]),
+    "OneHotCategorical": lambda: vd.OneHotCategorical([0.4, -2.0]),
+    "Poisson": lambda: vd.Poisson([2.0, 0.7]),
+    "DiscretisedNormal": lambda: vd.DiscretisedNormal([0.3, -1.0], [1.0, 0.5], 3),
+    "DiscretisedLogistic": lambda: vd.DiscretisedLogistic([0.3, -1.0], [1.0, 0.5], 3),
+    "DiscretisedLogisticMixture": lambda: vd.DiscretisedLogisticMixture(
+        [[0.0, 1.0], [0.2, 0.1]], [[0.3, -1.0], [0.1, 0.0]], [[1.0, 0.5], [0.3, 0.2]], 3
+    ),
+    "Mixture": lambda: vd.Mixture([0.0, 1.0], vd.Normal([[0.3, -1.0], [1.0, 2.0]], [[1.0, 0.5], [0.2, 0.1]])),
+    "Copies": lambda: vd.Copies(vd.Normal(0.3, 0.5), 2),
+    "Joint": lambda: vd.Joint((vd.Normal([0.3, -1.0], [1.0, 0.5]), vd.Categorical([0.0, 1.0]))),
+}
+"""One law of every family, with events of shape (2,) where there are such; built in the precision of the test."""
+
+
 def quadrature(frozen, *kinks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Composite Gauss-Legendre rule for a frozen SciPy law with (n,) parameters: points and weights `(m, n)`.
 

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose
 from oracles import (
     CONTINUOUS,
     DISCRETE,
+    EVERY_LAW,
     FALSE_ALARM,
     by_numpyro,
     expectation,
@@ -29,31 +30,6 @@ from vbjax.types import NotAvailable
 
 pytestmark = pytest.mark.usefixtures("x64")
 UNIVARIATE = CONTINUOUS | DISCRETE
-EVERY_LAW = {
-    "Normal": lambda: vd.Normal([0.3, -1.0], [1.0, 0.5]),
-    "MultivariateNormal": lambda: vd.MultivariateNormal([0.3, -1.0], [[1.0, 0.0], [0.4, 0.8]]),
-    "LogNormal": lambda: vd.LogNormal([0.3, -1.0], [1.0, 0.5]),
-    "Laplace": lambda: vd.Laplace([0.3, -1.0], [1.0, 0.5]),
-    "Logistic": lambda: vd.Logistic([0.3, -1.0], [1.0, 0.5]),
-    "StudentT": lambda: vd.StudentT([5.0, 3.0], [0.3, -1.0], [1.0, 0.5]),
-    "Uniform": lambda: vd.Uniform([0.2, 0.1], [0.7, 0.9]),
-    "Gamma": lambda: vd.Gamma([2.0, 0.7], [1.0, 0.5]),
-    "LogGamma": lambda: vd.LogGamma([2.0, 0.7]),
-    "Beta": lambda: vd.Beta([2.0, 0.7], [1.0, 1.5]),
-    "Dirichlet": lambda: vd.Dirichlet([2.0, 0.7]),
-    "Bernoulli": lambda: vd.Bernoulli([0.4, -2.0]),
-    "Categorical": lambda: vd.Categorical([[0.4, -2.0, 1.0], [0.0, 0.0, 1.0]]),
-    "OneHotCategorical": lambda: vd.OneHotCategorical([0.4, -2.0]),
-    "Poisson": lambda: vd.Poisson([2.0, 0.7]),
-    "DiscretisedNormal": lambda: vd.DiscretisedNormal([0.3, -1.0], [1.0, 0.5], 3),
-    "DiscretisedLogistic": lambda: vd.DiscretisedLogistic([0.3, -1.0], [1.0, 0.5], 3),
-    "DiscretisedLogisticMixture": lambda: vd.DiscretisedLogisticMixture(
-        [[0.0, 1.0], [0.2, 0.1]], [[0.3, -1.0], [0.1, 0.0]], [[1.0, 0.5], [0.3, 0.2]], 3
-    ),
-    "Mixture": lambda: vd.Mixture([0.0, 1.0], vd.Normal([[0.3, -1.0], [1.0, 2.0]], [[1.0, 0.5], [0.2, 0.1]])),
-    "Copies": lambda: vd.Copies(vd.Normal(0.3, 0.5), 2),
-    "Joint": lambda: vd.Joint((vd.Normal([0.3, -1.0], [1.0, 0.5]), vd.Categorical([0.0, 1.0]))),
-}
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import log_ndtr, logsumexp
+from jax.scipy.special import erfc, logsumexp
 from jaxtyping import Array, Float
 
 from vbjax.distributions.discrete import expected_log
@@ -218,6 +218,9 @@ def _scaled_log_ndtr(x: Array) -> Array:
     far = x < -10
     y, near = jnp.where(far, -x, 10), jnp.where(far, 0, x)
     fraction = y
-    for k in range(12, 0, -1):
+    for k in range(8, 0, -1):
         fraction = y + k / fraction
-    return jnp.where(far, -0.5 * LOG_2PI - jnp.log(fraction), log_ndtr(near) + 0.5 * jnp.minimum(near, 0) ** 2)
+    left = near < 0
+    tail = 0.5 * erfc(jnp.where(left, -near, near) / 2**0.5)
+    log_near = jnp.where(left, jnp.log(tail) + 0.5 * near**2, jnp.log1p(-tail))
+    return jnp.where(far, -0.5 * LOG_2PI - jnp.log(fraction), log_near)
