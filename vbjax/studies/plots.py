@@ -25,7 +25,7 @@ def variance_figure(rows: Sequence[Row], *, error_bars: float = 3.0) -> "Figure"
     methods = list(dict.fromkeys(row.estimator for row in rows if not row.refusal))
     if not methods:
         raise ValueError("variance_figure needs at least one row that was not refused")
-    figure = Figure(figsize=(7.5, 1.2 + 0.32 * len(groups)), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.4 + 0.34 * len(groups)), layout="constrained")
     axes = figure.subplots()
     for m, method in enumerate(methods):
         mine = [row for row in rows if row.estimator == method and not row.refusal]
@@ -48,5 +48,5 @@ def variance_figure(rows: Sequence[Row], *, error_bars: float = 3.0) -> "Figure"
     )
     axes.invert_yaxis()
     axes.set_axisbelow(True)
-    figure.legend(loc="outside upper center", ncols=min(len(methods) + 1, 4))
+    figure.legend(loc="outside upper center", ncols=2)
     return figure
