@@ -23,7 +23,7 @@ import jax
 from jax.tree_util import Partial
 from experiments import vae
 from vbjax import datasets, training
-config = vae.resolve(vae.Config())
+config = vae.Config()
 data = vae.load_data(config, vae.Run())
 networks = vae.build(config, data)
 optimizer = training.make_optimizer(learning_rate=1e-3)

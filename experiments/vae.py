@@ -8,6 +8,7 @@ The run folder holds config.json, metrics.jsonl, checkpoints/, pictures/ and car
 IWAE-K likelihood with its standard error, bits per dimension, active units.
 """
 
+import argparse
 import dataclasses
 import sys
 import time
@@ -38,28 +39,28 @@ Likelihood = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is computed. Two runs with the same configuration give the same bits on the same machine."""
+    """What is computed; the defaults are those of the data set that `--dataset` names. Two runs with the same
+    configuration give the same bits on the same machine.
+    """
 
     dataset: Literal["digits", "mnist", "fashion_mnist", "cifar10"] = "digits"
     """Data set; all but the digits come from tensorflow-datasets."""
-    binarise: Literal["none", "static", "dynamic"] | None = None
-    """Pixels to bits: by a threshold at half range, or by a fresh draw at every step. Default: none for the digits
-    and cifar10, static for the others."""
-    likelihood: Likelihood | None = None
-    """p(x|z). Default: bernoulli for bits, discretised_logistic_mixture for grey levels."""
-    latent_dim: int | None = None
-    """Dimension of z. Default: 24 for the digits, 40 for the others."""
-    hidden: tuple[int, ...] | None = None
-    """Hidden widths of the encoder; the decoder mirrors them. Default: 512 512 for the digits, 400 400 otherwise."""
+    binarise: Literal["none", "static", "dynamic"] = "none"
+    """Pixels to bits: by a threshold at half range, or by a fresh draw at every step."""
+    likelihood: Likelihood = "discretised_logistic_mixture"
+    """p(x|z): bernoulli for bits, one of the others for grey levels."""
+    latent_dim: int = 24
+    """Dimension of z."""
+    hidden: tuple[int, ...] = (512, 512)
+    """Hidden widths of the encoder; the decoder mirrors them."""
     activation: Literal["relu", "silu", "gelu", "tanh"] = "relu"
     """Non-linearity of the hidden layers."""
-    dropout: float | None = None
-    """Dropout in the hidden layers while training, in [0, 1). Default: 0.2 for the digits, 0.1 for the others."""
-    samples: int | None = None
-    """Draws of z per example while training: 1 is the ELBO with its exact KL, more the IWAE bound. Default: 5 for the
-    digits, 1 for the others."""
-    steps: int | None = None
-    """Training steps. Default: 2500 for the digits, 12000 for the others."""
+    dropout: float = 0.2
+    """Dropout in the hidden layers while training, in [0, 1)."""
+    samples: int = 5
+    """Draws of z per example while training: 1 is the ELBO with its exact KL, more the IWAE bound."""
+    steps: int = 2500
+    """Training steps."""
     batch_size: int = 128
     """Examples per step."""
     learning_rate: float = 1e-3
@@ -72,8 +73,19 @@ class Config:
     """Decay of the moving average of the parameters, which is what gets evaluated; 0 switches it off."""
     seed: int = 0
     """Everything random follows from it."""
-    eval_samples: int | None = None
-    """K of the IWAE-K test likelihood. Default: 1000 for the digits, 100 for the others."""
+    eval_samples: int = 1000
+    """K of the IWAE-K test likelihood."""
+
+
+_LARGER = Config(latent_dim=40, hidden=(400, 400), dropout=0.1, samples=1, steps=12_000, eval_samples=100)
+_BITS = dataclasses.replace(_LARGER, binarise="static", likelihood="bernoulli")
+DEFAULTS = {
+    "digits": Config(),
+    "mnist": dataclasses.replace(_BITS, dataset="mnist"),
+    "fashion_mnist": dataclasses.replace(_BITS, dataset="fashion_mnist"),
+    "cifar10": dataclasses.replace(_LARGER, dataset="cifar10"),
+}
+"""The configuration that `--dataset` starts from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,48 +112,24 @@ class Run:
     """No progress bar and no summary."""
 
 
-DIGITS = {
-    "binarise": "none",
-    "latent_dim": 24,
-    "hidden": (512, 512),
-    "dropout": 0.2,
-    "samples": 5,
-    "steps": 2500,
-    "eval_samples": 1000,
-}
-OTHERS = DIGITS | {
-    "latent_dim": 40,
-    "hidden": (400, 400),
-    "dropout": 0.1,
-    "samples": 1,
-    "steps": 12000,
-    "eval_samples": 100,
-}
-DEFAULTS = {
-    "digits": DIGITS,
-    "mnist": OTHERS | {"binarise": "static"},
-    "fashion_mnist": OTHERS | {"binarise": "static"},
-    "cifar10": OTHERS,
-}
-"""What `None` in a configuration stands for, by data set."""
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """All of the command line."""
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    run: tyro.conf.OmitArgPrefixes[Run]
 
 
-def resolve(config: Config) -> Config:
-    """Fill in the defaults that depend on the data set; ValueError, naming the field, for what cannot run."""
-    defaults = DEFAULTS[config.dataset]
-    config = dataclasses.replace(
-        config, **{name: value for name, value in defaults.items() if getattr(config, name) is None}
-    )
-    bits = config.binarise != "none"
-    likelihood = config.likelihood or ("bernoulli" if bits else "discretised_logistic_mixture")
-    if (likelihood == "bernoulli") != bits:
+def validate(config: Config) -> None:
+    """Raise ValueError, naming the field, for what no later check refuses by name."""
+    if (config.likelihood == "bernoulli") != (config.binarise != "none"):
         raise ValueError(
-            f"likelihood {likelihood!r} does not go with binarise {config.binarise!r}: bernoulli reads bits, alone"
+            f"likelihood {config.likelihood!r} does not go with binarise {config.binarise!r}: bernoulli reads bits, "
+            "the others grey levels"
         )
     for name in ("samples", "steps", "batch_size", "eval_samples"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-    return dataclasses.replace(config, likelihood=likelihood)
 
 
 def load_data(config: Config, run: Run) -> datasets.Dataset:
@@ -169,7 +157,7 @@ def build(config: Config, data: datasets.Dataset) -> VAENetworks:
 def test_images(key, config: Config, data: datasets.Dataset):
     """Test images as the model reads them; dynamic bits are drawn once, from the run's seed."""
     if config.binarise != "dynamic":
-        return data.test_images.astype(jnp.float32)
+        return jnp.asarray(data.test_images, jnp.float32)
     keys = jax.random.split(key, data.test_images.shape[0])
     bits = jax.vmap(lambda key, image: datasets.dynamic_binarise(key, image, data.levels))(keys, data.test_images)
     return bits.astype(jnp.float32)
@@ -209,7 +197,7 @@ def main(config: Config, run: Run) -> cards.Card:
     """Train, evaluate, draw; returns the result card that the run folder holds."""
     begin = time.perf_counter()
     with exit_with(BAD_INPUT, ValueError, runs.RunError, datasets.DatasetUnavailable):
-        config = resolve(config)
+        validate(config)
         data = load_data(config, run)
         networks = build(config, data)
         optimizer = training.make_optimizer(
@@ -273,7 +261,9 @@ def main(config: Config, run: Run) -> cards.Card:
     images = test_images(key_bits, config, data)
     numbers = evaluate(key_eval, networks, state.averaged, images, config.eval_samples)
     vae = networks.bind(state.averaged)
-    for name, figure in pictures.latent_variable_model(key_pictures, vae, images, data.test_labels).items():
+    for name, figure in pictures.latent_variable_model(
+        key_pictures, vae, images, jnp.asarray(data.test_labels)
+    ).items():
         figure.savefig(folder.picture(f"{name}.png"), dpi=160)
     card = cards.Card(
         name=f"vae-{config.dataset}",
@@ -293,4 +283,12 @@ def main(config: Config, run: Run) -> cards.Card:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff))
+    which = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    which.add_argument("--dataset", default="digits")
+    start_from = DEFAULTS.get(which.parse_known_args()[0].dataset, Config())
+    arguments = tyro.cli(
+        Arguments,
+        description=__doc__,
+        default=Arguments(start_from, Run()),
+    )
+    main(arguments.config, arguments.run)

@@ -105,7 +105,7 @@ class CheckpointFolder:
         self._warn = warn
         self._metrics: dict[int, float] = {}
         self._unreadable: list[int] = []
-        self._open = self._manager() if self.path.is_dir() or not read_only else None
+        self._open: Any = self._manager() if self.path.is_dir() or not read_only else None
         for step in self.steps:
             try:
                 metric = self._record(step)["metric"]
@@ -163,7 +163,7 @@ class CheckpointFolder:
         }
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
         if metric is not None:
-            self._metrics[step] = record["metric"]
+            self._metrics[step] = float(metric)
         threads = set(threading.enumerate())
         try:
             _reserve(self.path, expected_bytes(state, keep_last=0) // 2)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from io import TextIOBase
+from typing import IO, cast
 
 _NOT_TERMS = ("step", "steps_per_second", "examples_per_second", "seconds", "seconds_left")
 
@@ -38,7 +39,7 @@ class Progress:
 
         # Redrawn by `update` alone: a refreshing thread would take its share of the training's cores.
         columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
-        bar = Bar(*columns, console=Console(file=self.stream), auto_refresh=False)
+        bar = Bar(*columns, console=Console(file=cast(IO[str], self.stream)), auto_refresh=False)
         self._task = bar.add_task("", total=self.steps)
         return bar
 

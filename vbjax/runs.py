@@ -190,7 +190,7 @@ class RunFolder:
             raise ValueError(f"step {row['step']} comes after step {self._last_step} in {self.path}: rewind first")
         self._metrics.write(json.dumps(dict(row), allow_nan=False) + "\n")
         self._metrics.flush()
-        self._last_step = row["step"]
+        self._last_step = int(row["step"])
 
     def rewind(self, step: int | None) -> None:
         """Drop the rows after `step` (None: keep all) and what a kill left half-written: where to resume from."""
@@ -199,7 +199,7 @@ class RunFolder:
         rows = [row for row in read_metrics(path) if step is None or row["step"] <= step]
         if path.exists():
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._last_step = rows[-1]["step"] if rows else -1
+        self._last_step = int(rows[-1]["step"]) if rows else -1
 
     def _close_metrics(self) -> None:
         if self._metrics is not None:

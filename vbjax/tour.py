@@ -142,7 +142,7 @@ def describe(trained: Trained) -> tuple[Section, Estimate]:
     """The VAE's section of the page, and its test likelihood in bits per dimension."""
     key_elbo, key_iwae, key_pictures = jax.random.split(trained.key, 3)
     vae = trained.networks.bind(trained.state.averaged)
-    test = trained.data.test_images.astype(jnp.float32)
+    test = jnp.asarray(trained.data.test_images, jnp.float32)
     terms = jax.jit(lambda key, x: evaluation.elbo_report(key, vae, x))(key_elbo, test)
     iwae = jax.jit(lambda key, x: evaluation.importance_weighted_nll(key, vae, x, samples=1000, batch_size=8))
     likelihood = iwae(key_iwae, test)
@@ -157,7 +157,7 @@ def describe(trained: Trained) -> tuple[Section, Estimate]:
         ("this VAE, −ELBO", negative_elbo, "bound, test split"),
         ("this VAE, IWAE-1000", bits, "bound, test split"),
     ]
-    figures = pictures.latent_variable_model(key_pictures, vae, test, trained.data.test_labels)
+    figures = pictures.latent_variable_model(key_pictures, vae, test, jnp.asarray(trained.data.test_labels))
     body = [
         prose(
             f"Trained for {STEPS} steps in {trained.seconds:.0f} s on the first 1347 of scikit-learn's 8×8 digits, "

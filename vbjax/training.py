@@ -102,7 +102,8 @@ def _learning_rate(
     if schedule == "constant":
         _require("warmup_steps", warmup_steps, warmup_steps == 0, 'zero unless schedule="warmup_cosine"')
         return float(peak)
-    _require("steps", steps, steps is not None and steps > 0, f"the run's length for schedule={schedule!r}")
+    if steps is None or steps < 1:
+        raise ValueError(f"steps must be the length of the run for schedule={schedule!r}, got {steps!r}")
     if schedule == "exponential":
         fraction = 0.01 if final_fraction is None else final_fraction
         _require("final_fraction", fraction, 0 < fraction <= 1, "in (0, 1]")

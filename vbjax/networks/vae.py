@@ -1,7 +1,7 @@
 """Linen modules bound to the callables of `vbjax.vae.VAE`."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from vbjax import bounds
 from vbjax.datasets import dynamic_binarise
-from vbjax.distributions import Normal
+from vbjax.distributions import Distribution, Normal
 from vbjax.networks.heads import HEADS
 from vbjax.networks.mlp import ACTIVATIONS, MLP, Decoder, GaussianEncoder
 from vbjax.types import Params, PRNGKey, Scalar
@@ -43,10 +43,11 @@ class VAENetworks(NamedTuple):
         zeros = jnp.zeros(self.encoder.latent_dim)
 
         def encode(x: Array) -> Normal:
-            return self.encoder.apply(params["encoder"], x * self.pixel_scale + self.pixel_offset, keys[0])
+            pixels = x * self.pixel_scale + self.pixel_offset
+            return cast(Normal, self.encoder.apply(params["encoder"], pixels, keys[0]))
 
-        def decode(z: Array):
-            return self.decoder.apply(params["decoder"], z, keys[1])
+        def decode(z: Array) -> Distribution:
+            return cast(Distribution, self.decoder.apply(params["decoder"], z, keys[1]))
 
         return VAE(Normal(zeros, jnp.ones_like(zeros)), encode, decode)
 
