@@ -9,7 +9,7 @@ which the same test must reject, or the test itself is broken. Write an entry as
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ class Agreement(NamedTuple):
     """The sides are equal: every difference is at most `tolerance` times the right side's size, or times one."""
 
     tolerance: float
+    relation = "="
 
     @property
     def rejection(self) -> float:
@@ -48,8 +49,16 @@ class AtMost(NamedTuple):
     """The left side never exceeds the right one by more than `tolerance` times the right side's size, or one."""
 
     tolerance: float
-    rejection = Agreement.rejection
-    limit = Agreement.limit
+    relation = "≤"
+
+    @property
+    def rejection(self) -> float:
+        """The error from which on a control counts as rejected."""
+        return 10 * self.tolerance
+
+    def limit(self, size: int) -> float:
+        """The largest error that passes, for sides of that many numbers."""
+        return self.tolerance
 
     def error(self, lhs: "Numbers", rhs: "Numbers") -> float:
         """Largest excess of the left side, zero if there is none."""
@@ -60,8 +69,16 @@ class AtLeast(NamedTuple):
     """The left side never falls below the right one by more than `tolerance` times the right side's size, or one."""
 
     tolerance: float
-    rejection = Agreement.rejection
-    limit = Agreement.limit
+    relation = "≥"
+
+    @property
+    def rejection(self) -> float:
+        """The error from which on a control counts as rejected."""
+        return 10 * self.tolerance
+
+    def limit(self, size: int) -> float:
+        """The largest error that passes, for sides of that many numbers."""
+        return self.tolerance
 
     def error(self, lhs: "Numbers", rhs: "Numbers") -> float:
         """Largest shortfall of the left side, zero if there is none."""
@@ -76,6 +93,7 @@ class Statistical(NamedTuple):
     """
 
     error_rate: float = 1e-5
+    relation = "="
 
     @property
     def rejection(self) -> float:
@@ -110,6 +128,11 @@ class Control(NamedTuple):
     claim: str
     lhs: Side | None = None
     rhs: Side | None = None
+
+    @property
+    def side(self) -> Side:
+        """The wrong variant itself, whichever side it replaces."""
+        return cast(Side, self.lhs or self.rhs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +262,7 @@ def _evaluate(identity: Identity, seed: int, instance: Any) -> dict[str, Numbers
     return {
         "lhs": _numbers(left(identity.lhs, key_lhs), rhs),
         "rhs": _numbers(rhs, rhs),
-        "control": _numbers(left(control.lhs, key_control) if control.lhs else control.rhs(instance), rhs),
+        "control": _numbers(left(control.side, key_control) if control.lhs else control.side(instance), rhs),
     }
 
 

@@ -8,7 +8,7 @@ from scipy.linalg import eigh
 
 def gaussian_kl(mean_q, covariance_q, mean_p, covariance_p) -> float:
     """KL(q‖p) of two Gaussians, in nats, by the generalised eigenvalues of their covariances."""
-    ratios = eigh(covariance_q, covariance_p, eigvals_only=True)
+    ratios = np.asarray(eigh(covariance_q, covariance_p, eigvals_only=True))
     shift = np.asarray(mean_q) - np.asarray(mean_p)
     return 0.5 * float(np.sum(ratios - 1 - np.log(ratios)) + shift @ np.linalg.solve(covariance_p, shift))
 

@@ -57,8 +57,10 @@ def reparameterisation_lotus():
         return {"E f": exact.expectation(q.noise(), f_of_noise).value}
 
     def mean(shape, location):
-        density = stats.lognorm(shape, scale=np.exp(location)).pdf
-        return integrate.quad(lambda x: density(x) * x * np.log1p(x), 0, 60, epsabs=1e-13, epsrel=1e-12, limit=300)[0]
+        def integrand(x):
+            return stats.lognorm.pdf(x, shape, scale=np.exp(location)) * x * np.log1p(x)
+
+        return integrate.quad(integrand, 0, 60, epsabs=1e-13, epsrel=1e-12, limit=300)[0]
 
     def rhs(case):
         return {"E f": mean(case.scale, case.mean)}

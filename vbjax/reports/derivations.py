@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vbjax.derivations.command import error_text
-from vbjax.derivations.identity import AtLeast, AtMost, Statistical, Verdict
+from vbjax.derivations.identity import Statistical, Verdict
 from vbjax.derivations.registry import CHAPTERS, LECTURES
 from vbjax.reports.figures import SERIES, figure, figure_style
 from vbjax.reports.html import Html, badge, code, element, formula, prose
@@ -133,7 +133,7 @@ def card(verdict: Verdict) -> Html:
 
 def sides_table(verdict: Verdict) -> Html:
     """Each quantity as the library has it, as the oracle has it, and as the control would have it."""
-    relation = {AtMost: "≤", AtLeast: "≥"}.get(type(verdict.identity.test), "=")
+    relation = verdict.identity.test.relation
     replaced = "library" if verdict.identity.control.lhs else "oracle"
     sides = (verdict.lhs, verdict.rhs, verdict.control)
     rows = [
@@ -185,7 +185,7 @@ def _listing(verdict: Verdict) -> list[Html]:
     parts = [
         ("Library", _source(identity.lhs)),
         ("Oracle", _source(identity.rhs)),
-        ("Control", _source(identity.control.lhs or identity.control.rhs)),
+        ("Control", _source(identity.control.side)),
         ("Instance", repr(verdict.instance)),
     ]
     command = f"vbjax check {identity.id} --seed {verdict.seed}"

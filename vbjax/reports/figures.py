@@ -76,14 +76,13 @@ def figure(drawing: Any, *, name: str, alt: str, caption: str | None = None) -> 
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable}, {colour})")
     title = element("title", alt, id=f"{name}-title")
-    opening = re.match(r"<svg[^>]*>", svg)[0]
-    box = re.search(r'viewBox="([^"]+)"', opening)[1]
-    width = float(box.split()[2]) / 72 * 96
+    width, height = (72 * size for size in drawing.get_size_inches())
+    box = f"0 0 {width:g} {height:g}"
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}" '
-        f'role="img" aria-labelledby="{name}-title" style="width: {width:.0f}px">'
+        f'role="img" aria-labelledby="{name}-title" style="width: {width * 96 / 72:.0f}px">'
     )
-    drawn = element("div", Html(head + title + svg[len(opening) :].strip()), class_="plot", tabindex="0")
+    drawn = element("div", Html(head + title + svg[svg.index(">") + 1 :].strip()), class_="plot", tabindex="0")
     return _captioned(drawn, caption)
 
 

@@ -45,7 +45,7 @@ def join(children: Any) -> Html:
 
 def prose(text: str, tag: str = "p", **attributes: Any) -> Html:
     """A paragraph with `$formulas$`, `` `code` `` and `*emphasis*`; the rest is escaped."""
-    parts = []
+    parts: list[Any] = []
     for piece in re.split(r"(\$[^$]+\$|`[^`]+`|\*[^*\s][^*]*\*)", text):
         marked = len(piece) > 2 and piece[0] == piece[-1] and piece[0] in "$`*"
         if marked and piece[0] == "$":
