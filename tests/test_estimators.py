@@ -375,7 +375,7 @@ def test_score_function_surrogate_has_the_right_second_derivatives(baseline):
         q, f = case.problem(params)
         return estimator.surrogate((), noise, f, q)
 
-    mean = np.tensordot(nodes.weights, jax.vmap(jax.hessian(surrogate), (None, 0))(params, nodes.points), 1)
+    mean = np.tensordot(nodes.weights, jax.jit(jax.vmap(jax.hessian(surrogate), (None, 0)))(params, nodes.points), 1)
     step = 1e-3
     shifts = np.eye(2) * step
     rows = [

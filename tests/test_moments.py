@@ -134,19 +134,19 @@ def test_mean_and_variance_agree_with_the_closed_forms_within_their_error_bars()
 
 @pytest.mark.slow
 def test_variance_interval_covers_at_its_stated_rate():
-    """600 studies of 2,000 pathwise draws: the 90% interval of the variance covers 90% within binomial error."""
-    runs, size, level = 600, 2048, 0.9
+    """600 studies of 4,096 pathwise draws: the 90% interval of the variance covers 90% within binomial error."""
+    runs, size, level = 600, 4096, 0.9
     variance = 4 * 1.1**2 + 8 * 1.3**2
-    quantile = stats.norm.isf((1 - level) / 2)
-    covered = 0
-    for seed in range(runs // 60):
-        keys = jax.random.split(jax.random.key(seed), 60)
-        results = [replicate(key, pathwise(1), square, PARAMS, replications=size) for key in keys]
-        for result in results:
-            half_width = quantile * float(result.variance_standard_error["scale"])
-            covered += abs(float(result.variance["scale"]) - variance) < half_width
-    low, high = stats.binom.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], runs, level - 0.01)
-    assert low <= covered <= high
+
+    def study(key):
+        result = replicate(key, pathwise(1), square, PARAMS, replications=size)
+        return result.variance["scale"], result.variance_standard_error["scale"]
+
+    estimates, errors = jax.vmap(study)(jax.random.split(jax.random.key(0), runs))
+    covered = int(np.sum(np.abs(estimates - variance) < stats.norm.isf((1 - level) / 2) * errors))
+    # the interval is asymptotic: it may lose a hundredth at this size
+    low = stats.binom.ppf(FALSE_ALARM / 2, runs, level - 0.01)
+    assert low <= covered <= stats.binom.isf(FALSE_ALARM / 2, runs, level)
 
 
 def test_non_finite_replications_are_counted_and_poison_the_moments():
