@@ -102,7 +102,7 @@ def tvo(betas) -> Bound:
     def bound(log_weights: LogWeights) -> Scalar:
         uniform = jnp.full_like(log_weights, 1 / log_weights.shape[0])  # at β = 0, where 0 · log 0 would be NaN
         weights = [shares(beta * log_weights) if beta else uniform for beta in betas]
-        return sum(width * expected_log(w, log_weights) for width, w in zip(widths, weights, strict=True))
+        return jnp.stack([width * expected_log(w, log_weights) for width, w in zip(widths, weights, strict=True)]).sum()
 
     return bound
 

@@ -116,7 +116,7 @@ def _replicate(key, estimator, problem, params, state, replications):
         key, params, state = jax.device_put((key, params, state), jax.sharding.NamedSharding(mesh, whole))
     draw = jax.jit(draw)
 
-    total = None
+    total: Any = None
     for start in range(0, -(-replications // BLOCK), width):
         b = start + np.arange(width, dtype=np.int32)
         draws = draw(b, key, params, state)

@@ -58,23 +58,21 @@ class _Independent(Distribution):
     def enumerate(self):
         if not self.enumerable:
             return super().enumerate()
-        return self._tensor([(part.enumerate(), None) for part in self._parts()])[0]
+        return self._tensor([part.enumerate() for part in self._parts()])[0]
 
     def nodes(self, order):
         rules = [part.nodes(order) for part in self._parts()]
-        points, weights = self._tensor([(rule.points, rule.weights) for rule in rules])
-        return Nodes(points, weights, all(rule.exact for rule in rules))
+        points, grid = self._tensor([rule.points for rule in rules])
+        weights = jnp.stack([rule.weights[i] for rule, i in zip(rules, grid, strict=True)])
+        return Nodes(points, jnp.prod(weights, axis=0), all(rule.exact for rule in rules))
 
-    def _tensor(self, rules):
-        """Tensor product of the parts' rules `(points, weights or None)`."""
-        sizes = [jax.tree.leaves(points)[0].shape[0] for points, _ in rules]
+    def _tensor(self, points: list[Any]) -> tuple[Any, np.ndarray]:
+        """Tensor product of the parts' points, and which point of each part it took: `(parts, n)`."""
+        sizes = [jax.tree.leaves(part)[0].shape[0] for part in points]
         check_node_count(math.prod(sizes))
         grid = np.indices(sizes).reshape(len(sizes), -1)
-        points = [jax.tree.map(lambda x, i=i: x[i], rule[0]) for rule, i in zip(rules, grid, strict=True)]
-        weights = None
-        if rules[0][1] is not None:
-            weights = jnp.prod(jnp.stack([rule[1][i] for rule, i in zip(rules, grid, strict=True)]), axis=0)
-        return jax.vmap(lambda *xs: self._assemble(list(xs)))(*points), weights
+        chosen = [jax.tree.map(lambda x, i=i: x[i], part) for part, i in zip(points, grid, strict=True)]
+        return jax.vmap(lambda *xs: self._assemble(list(xs)))(*chosen), grid
 
 
 @family

@@ -5,6 +5,8 @@ learn, and `transport(noise)`, which carries the gradient. Read `Normal` first; 
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,11 @@ class _LocationScale(Distribution):
     loc: Array
     scale: Array
     reparameterised = True
+    _standard: ClassVar[Callable[..., Array]]
+
+    def _rule(self, order: int) -> tuple[np.ndarray, np.ndarray]:
+        """One-dimensional rule for the standard member."""
+        raise NotImplementedError
 
     def __post_init__(self):
         as_parameters(self, "loc", "scale")
@@ -42,7 +49,8 @@ class _LocationScale(Distribution):
         require_positive(self, "scale")
 
     def noise(self):
-        return type(self)(jnp.zeros_like(self.loc), jnp.ones_like(self.scale))
+        member: Any = type(self)
+        return member(jnp.zeros_like(self.loc), jnp.ones_like(self.scale))
 
     def transport(self, noise):
         return self.loc + self.scale * noise
@@ -54,10 +62,9 @@ class _LocationScale(Distribution):
         return self.loc
 
     def nodes(self, order):
-        points, weights = self._rule(order)
         shape = self.loc.shape
-        rule = tensor_rule(*(np.broadcast_to(v, (*shape, len(v))) for v in (points, weights)), shape)
-        standard, weights = (jnp.asarray(v, self.dtype) for v in rule)
+        points, weights = (np.broadcast_to(v, (*shape, len(v))) for v in self._rule(order))
+        standard, weights = (jnp.asarray(v, self.dtype) for v in tensor_rule(points, weights, shape))
         return Nodes(jax.vmap(self.transport)(standard), weights, exact=False)
 
 
@@ -300,7 +307,6 @@ class Uniform(Distribution):
     def nodes(self, order):
         points, weights = special.roots_legendre(order)
         shape = self.low.shape
-        rule = ((points + 1) / 2, weights / 2)
-        standard, weights = tensor_rule(*(np.broadcast_to(v, (*shape, order)) for v in rule), shape)
-        standard = jnp.asarray(standard, self.dtype)
-        return Nodes(jax.vmap(self.transport)(standard), jnp.asarray(weights, self.dtype), exact=False)
+        points, weights = (np.broadcast_to(v, (*shape, order)) for v in ((points + 1) / 2, weights / 2))
+        standard, weights = (jnp.asarray(v, self.dtype) for v in tensor_rule(points, weights, shape))
+        return Nodes(jax.vmap(self.transport)(standard), weights, exact=False)

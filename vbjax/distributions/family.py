@@ -8,7 +8,7 @@ coordinates, and `log_prob` is a scalar. Batches are made outside, with `vmap`. 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -184,7 +184,7 @@ def family(cls: type[T]) -> type[T]:
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     # the annotations describe the attributes; the constructor also takes numbers and NumPy arrays
     cls.__init__.__annotations__ = {}
-    fields = dataclasses.fields(cls)
+    fields = dataclasses.fields(cast(Any, cls))
     leaves = [f.name for f in fields if not f.metadata.get("static")]
     static = [f.name for f in fields if f.metadata.get("static")]
 

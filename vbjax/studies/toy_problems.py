@@ -78,7 +78,10 @@ def linear_gaussian_elbo(x: float = 1.2, gain: float = 0.9, loc: float = 0.8, sc
         q = Normal(params["loc"], params["scale"])
 
         def log_weight(z):
-            prior, likelihood = Normal(jnp.zeros_like(z), 1.0), Normal(params["gain"] * z, 0.5)
+            prior, likelihood = (
+                Normal(jnp.zeros_like(z), jnp.ones_like(z)),
+                Normal(params["gain"] * z, 0.5 * jnp.ones_like(z)),
+            )
             return prior.log_prob(z) + likelihood.log_prob(x) - q.log_prob(z)
 
         return q, log_weight
