@@ -1,4 +1,4 @@
-"""Every entry of the ledger holds, every control is rejected, and a fault in the library turns entries red."""
+"""Every entry holds, every control is rejected, and a fault in the library turns entries red."""
 
 import functools
 import io

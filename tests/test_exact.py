@@ -337,3 +337,18 @@ def test_copies_of_a_dirichlet_integrate_their_first_moment():
         return a * (a + 1) / ((a + b) * (a + b + 1))
 
     np.testing.assert_allclose(value, [slope(lambda a: second(a, b), a), slope(lambda b: second(a, b), b)], rtol=1e-8)
+
+
+def test_a_gradient_of_zero_variance_is_certified_as_zero():
+    """Sticking the landing at the exact posterior of z ~ N(0, 1), x | z ~ N(z, 1/4), x = 1.2."""
+    posterior = {"loc": jnp.asarray(0.96), "scale": jnp.asarray(0.2**0.5)}
+
+    def problem(params):
+        held = Normal(*jax.lax.stop_gradient((params["loc"], params["scale"])))
+        q = Normal(params["loc"], params["scale"])
+        return q, lambda z: -0.5 * z**2 - 2 * (1.2 - z) ** 2 - held.log_prob(z)
+
+    moments = exact_moments(pathwise(), problem, posterior)
+    assert np.abs(moments.covariance).max() < 1e-25
+    away = exact_moments(pathwise(), problem, posterior | {"loc": jnp.asarray(1.2)})
+    assert np.diagonal(away.covariance).max() > 1e-3

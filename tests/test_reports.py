@@ -159,7 +159,7 @@ def test_card_shows_both_sides_and_their_code(document):
 
 
 @pytest.mark.parametrize("identity", identities(), ids=lambda identity: identity.id)
-def test_every_formula_of_the_ledger_renders(identity):
+def test_every_formula_of_the_derivations_renders(identity):
     texts = [identity.control.claim, identity.correction or ""]
     formulas = [identity.statement, *(f for text in texts for f in re.findall(r"\$([^$]+)\$", text))]
     for latex in formulas:

@@ -137,7 +137,7 @@ class Control(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """One statement of the ledger.
+    """One statement of the lectures.
 
     title: a line of plain words. statement: LaTeX. lecture, slide: where it stands. instance: a named tuple of
     numbers, whose repr is the code that rebuilds it. correction: what is wrong on the slide and how it should read,
