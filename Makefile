@@ -12,7 +12,7 @@ demo: environment
 	@$(python) -m vbjax.cli tour
 
 test: environment
-	@$(python) -m pytest
+	@$(python) -m pytest -n 2 --dist loadfile
 
 slow: environment
 	@$(python) -m pytest -m slow

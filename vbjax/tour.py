@@ -107,7 +107,7 @@ def train(key: PRNGKey, *, steps: int = STEPS) -> Trained:
         likelihood="discretised_logistic_mixture",
         levels=data.levels,
         latent_dim=24,
-        hidden=(256, 256),
+        hidden=(512, 512),
         dropout=0.2,
     )
     optimizer = training.make_optimizer(learning_rate=1e-3, schedule="cosine", steps=steps)
