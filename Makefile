@@ -34,7 +34,7 @@ environment:
 	  { echo "$(PYTHON) lacks the venv module; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }; \
 	echo "Installing into $(here)/.venv, about a minute ..." && \
 	$(PYTHON) -m venv --clear .venv && \
-	.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements.lock && \
+	.venv/bin/python -m pip --disable-pip-version-check install --quiet --use-pep517 --no-deps --require-hashes -r requirements.lock && \
 	.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e . && \
 	cp .stamp.$$$$ .venv/stamp
 
