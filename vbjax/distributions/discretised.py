@@ -221,6 +221,7 @@ def _scaled_log_ndtr(x: Array) -> Array:
     for k in range(8, 0, -1):
         fraction = y + k / fraction
     left = near < 0
-    tail = 0.5 * erfc(jnp.where(left, -near, near) / 2**0.5)
-    log_near = jnp.where(left, jnp.log(tail) + 0.5 * near**2, jnp.log1p(-tail))
+    # each branch sees its own arguments only: an underflowed tail inside the dead logarithm has a gradient of NaN
+    below = jnp.log(0.5 * erfc(jnp.where(left, -near, 0) / 2**0.5)) + 0.5 * near**2
+    log_near = jnp.where(left, below, jnp.log1p(-0.5 * erfc(jnp.where(left, 0, near) / 2**0.5)))
     return jnp.where(far, -0.5 * LOG_2PI - jnp.log(fraction), log_near)
