@@ -84,10 +84,24 @@ def test_importance_weighted_nll_meets_the_exact_evidence_within_its_own_error_a
     accurate = measure(jax.random.key(2), 4096)
     assert abs(accurate.nats.value - exact) < 5 * accurate.monte_carlo_error
     assert accurate.monte_carlo_error < 0.02
-    one = jax.vmap(lambda key: evaluation.importance_weighted_nll(key, model, images, samples=1).nats.value)(
-        jax.random.split(jax.random.key(3), 2000)
-    )
+    keys = jax.random.split(jax.random.key(3), (2000, len(images)))
+    one_draw = jax.vmap(lambda key, x: -bounds.iwae(vae.log_weights(key, model, x, samples=1)))
+    one = jax.vmap(one_draw, (0, None))(keys, images).mean(1)
     assert (one.mean() - exact) / (one.std() / 2000**0.5) > 8
+
+
+@pytest.mark.parametrize("samples", [2, 3, 5, 6, 7, 10, 50, 100])
+def test_equal_weights_have_no_monte_carlo_error(samples):
+    """Under an encoder and a decoder that ignore each other every weight is p(x), whatever the draw."""
+    law = Normal(jnp.zeros(2), jnp.ones(2))
+    model = vae.VAE(prior=law, encode=lambda x: law, decode=lambda z: Normal(jnp.zeros(3), jnp.ones(3)))
+    likelihood = evaluation.importance_weighted_nll(jax.random.key(0), model, jnp.asarray(PIXELS), samples=samples)
+    assert 0 <= likelihood.monte_carlo_error < 1e-3
+
+
+def test_importance_weighted_nll_refuses_one_sample_which_has_no_spread():
+    with pytest.raises(ValueError, match="samples must be at least 2"):
+        evaluation.importance_weighted_nll(jax.random.key(0), linear_vae(), jnp.asarray(PIXELS), samples=1)
 
 
 def test_monte_carlo_error_is_the_spread_over_repeated_evaluations():

@@ -68,15 +68,18 @@ def importance_weighted_nll(key: PRNGKey, vae: VAE, images: Array, *, samples: i
     """-log p(x) on held-out images `(n, *event)` by the IWAE bound with K draws of the encoder (Burda et al. 2016).
 
     An upper bound in expectation, which falls towards the truth as `samples` grows. Memory grows with
-    samples × batch_size.
+    samples × batch_size. Raises ValueError for fewer than two samples: one weight says nothing of its own spread.
     """
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2 for a Monte-Carlo error, got {samples}; use elbo_report")
 
     def one(example):
         key, x = example
         weights = log_weights(key, vae, x, samples=samples)
         effective_samples = jnp.exp(-jax.scipy.special.logsumexp(2 * jax.nn.log_softmax(weights)))
         # delta method: Var log mean w = Var(w) / (K E[w]²) = 1/ESS - 1/K
-        return -bounds.iwae(weights), 1 / effective_samples - 1 / samples
+        # equal weights have none, which rounding may put below zero
+        return -bounds.iwae(weights), jnp.maximum(1 / effective_samples - 1 / samples, 0)
 
     keys = jax.random.split(key, images.shape[0])
     nll, variance = jax.lax.map(one, (keys, images), batch_size=batch_size)
