@@ -590,3 +590,29 @@ def test_monte_carlo_standard_error_covers_as_often_as_it_says():
 def test_one_draw_has_no_standard_error():
     with pytest.raises(ValueError, match="num_samples must be at least 2"):
         monte_carlo_kl(jax.random.key(0), vd.Normal(0.0, 1.0), vd.Normal(0.0, 1.0), num_samples=1)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_jensen_shannon_of_coins_is_right_for_every_logit(wide):
+    logits = np.array([-np.inf, -800, -704, -100, -87, -86, -85, -20, -1, 0, 0.5, 15, 86, 100, 800, np.inf])
+
+    def value_and_slopes(q, p):
+        return jax.value_and_grad(lambda q, p: jensen_shannon_divergence(vd.Bernoulli(q), vd.Bernoulli(p)), (0, 1))(
+            q, p
+        )
+
+    heads, tails = special.expit(logits), special.expit(-logits)
+
+    def relative_entropy(i, j):
+        return sum(special.rel_entr(v[i], 0.5 * (v[i] + v[j])) for v in (heads, tails))
+
+    i, j = (v.ravel() for v in np.indices((len(logits), len(logits))))
+    exact = 0.5 * (relative_entropy(i, j) + relative_entropy(j, i))
+    with jax.enable_x64(wide):
+        dtype = np.float64 if wide else np.float32
+        pairs = logits[i].astype(dtype), logits[j].astype(dtype)
+        value, slopes = jax.jit(jax.vmap(value_and_slopes))(*pairs)
+        assert_allclose(value, exact, rtol=1e-12 if wide else 1e-5, atol=1e-15 if wide else 1e-7)
+        finite = np.isfinite(pairs[0]) & np.isfinite(pairs[1])
+        assert np.isfinite(np.stack(slopes)[:, finite]).all()
+        assert np.min(value) >= 0

@@ -127,14 +127,14 @@ def _register(q_types, p_types):
     return register
 
 
-def _excess(log_ratio: Array) -> Array:
+def excess(log_ratio: Array) -> Array:
     """r - 1 - log r >= 0 for r = exp(log_ratio), accurate near r = 1: what every scale mismatch costs."""
     return jnp.expm1(log_ratio) - log_ratio
 
 
 @_register([Normal], [Normal])
 def _normal(q, p):
-    return 0.5 * jnp.sum(_excess(2 * jnp.log(q.scale / p.scale)) + ((q.loc - p.loc) / p.scale) ** 2)
+    return 0.5 * jnp.sum(excess(2 * jnp.log(q.scale / p.scale)) + ((q.loc - p.loc) / p.scale) ** 2)
 
 
 @_register([Normal, MultivariateNormal], [MultivariateNormal])
@@ -145,7 +145,7 @@ def _multivariate_normal(q, p):
     ratio = jax.lax.linalg.triangular_solve(p.scale_tril, q_tril, left_side=True, lower=True)
     diagonal = jnp.diagonal(q_tril, 0, -2, -1) / jnp.diagonal(p.scale_tril, 0, -2, -1)
     return 0.5 * (
-        jnp.sum(_excess(2 * jnp.log(diagonal))) + jnp.sum(jnp.tril(ratio, -1) ** 2) + jnp.sum(p.whiten(q.loc) ** 2)
+        jnp.sum(excess(2 * jnp.log(diagonal))) + jnp.sum(jnp.tril(ratio, -1) ** 2) + jnp.sum(p.whiten(q.loc) ** 2)
     )
 
 
@@ -179,7 +179,7 @@ def _cross_entropy_to_normal(mean, variance, p):
 @_register([Laplace], [Laplace])
 def _laplace(q, p):
     distance = jnp.abs(q.loc - p.loc) / q.scale
-    return jnp.sum(_excess(jnp.log(q.scale / p.scale)) + q.scale / p.scale * _excess(-distance))
+    return jnp.sum(excess(jnp.log(q.scale / p.scale)) + q.scale / p.scale * excess(-distance))
 
 
 @_register([Normal, Logistic, Uniform], [Laplace])
@@ -216,7 +216,7 @@ def _gamma(q, p):
     a, b = q.concentration, p.concentration
     shape_cost = (a - b) * digamma(a) - gammaln(a) + gammaln(b)
     log_ratio = jnp.log(p.rate / q.rate)
-    return jnp.sum(shape_cost + a * _excess(log_ratio) + (a - b) * log_ratio)
+    return jnp.sum(shape_cost + a * excess(log_ratio) + (a - b) * log_ratio)
 
 
 @_register([LogGamma], [LogGamma])
