@@ -22,8 +22,6 @@ def test_every_head_decodes_one_code_to_the_law_of_one_image(likelihood):
     net = networks(likelihood, levels)
     law = net.bind(net.init(jax.random.key(0))).decode(jnp.ones(4))
     assert law.mean().shape == SHAPE
-    if likelihood == "normal":
-        return
     mass = sum(jnp.exp(law.log_prob(jnp.zeros(SHAPE).at[0, 0].set(level))) for level in range(levels))
     other = jnp.exp(law.log_prob(jnp.zeros(SHAPE)))
     # summing one pixel over its levels leaves the mass of the five others
@@ -98,9 +96,16 @@ def test_dynamic_binarisation_draws_fresh_bits_at_every_key():
         ({"latent_dim": 0}, "latent_dim"),
         ({"hidden": ()}, "hidden"),
         ({"dropout": 1.0}, "dropout"),
+        ({"levels": 256}, "levels must be 2 for"),
+        ({"likelihood": "categorical", "levels": 1}, "levels must be at least 2"),
     ],
 )
 def test_bad_arguments_are_named(options, named):
     good = {"likelihood": "bernoulli", "levels": 2, "latent_dim": 2, "hidden": (4,)}
     with pytest.raises(ValueError, match=named):
         mlp_vae(SHAPE, **(good | options))
+
+
+def test_loss_refuses_zero_samples_instead_of_taking_the_elbo():
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        networks().loss(samples=0)

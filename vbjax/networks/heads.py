@@ -18,7 +18,6 @@ from vbjax.distributions import (
     DiscretisedLogistic,
     DiscretisedLogisticMixture,
     DiscretisedNormal,
-    Normal,
 )
 
 Features = Float[Array, " h"]
@@ -43,18 +42,6 @@ class CategoricalHead(nn.Module):
     @nn.compact
     def __call__(self, h: Features) -> Categorical:
         return Categorical(_dense(h, (*self.shape, self.levels)))
-
-
-class NormalHead(nn.Module):
-    """Real pixels: a mean and a scale for each, the scale above a floor that keeps the likelihood bounded."""
-
-    shape: tuple[int, ...]
-    floor: float = 0.01
-
-    @nn.compact
-    def __call__(self, h: Features) -> Normal:
-        loc, raw_scale = _dense(h, (2, *self.shape))
-        return Normal(loc, self.floor + jax.nn.softplus(raw_scale))
 
 
 class DiscretisedNormalHead(nn.Module):
@@ -99,7 +86,6 @@ class DiscretisedLogisticMixtureHead(nn.Module):
 HEADS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
     "bernoulli": lambda shape, levels: BernoulliHead(shape),
     "categorical": CategoricalHead,
-    "normal": lambda shape, levels: NormalHead(shape),
     "discretised_normal": DiscretisedNormalHead,
     "discretised_logistic": DiscretisedLogisticHead,
     "discretised_logistic_mixture": DiscretisedLogisticMixtureHead,

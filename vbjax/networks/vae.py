@@ -55,8 +55,11 @@ class VAENetworks(NamedTuple):
         """The negative bound in nats, averaged over a batch of integer images `(n, *image_shape)`, with its terms.
 
         samples: 1 for the ELBO with its exact KL, K > 1 for the IWAE bound. binarise_dynamically_from: grey levels
-        of images that are turned into fresh random bits at every step; None takes the pixels as they are.
+        of images that are turned into fresh random bits at every step; None takes the pixels as they are. Raises
+        ValueError for samples below one.
         """
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
 
         def one(key: PRNGKey, params: Params, image: Array):
             key_bits, key_noise, key_dropout = jax.random.split(key, 3)
@@ -89,11 +92,15 @@ def mlp_vae(
 ) -> VAENetworks:
     """A VAE with multi-layer perceptrons; the decoder mirrors the encoder.
 
-    image_shape: of one image. likelihood: a key of `heads.HEADS`. levels: grey levels (2 for bits). hidden: widths
-    from the pixels inwards. Raises ValueError, naming the argument, for unknown names and sizes below one.
+    image_shape: of one image. likelihood: a key of `heads.HEADS`. levels: grey levels, at least 2; "bernoulli"
+    reads bits, so it takes no other number. hidden: widths from the pixels inwards. Raises ValueError, naming the
+    argument, for unknown names, for levels that the likelihood does not read, and for sizes below one.
     """
     if likelihood not in HEADS:
         raise ValueError(f"likelihood must be one of {sorted(HEADS)}, got {likelihood!r}")
+    if levels < 2 or (likelihood == "bernoulli" and levels != 2):
+        least = "2" if likelihood == "bernoulli" else "at least 2"
+        raise ValueError(f"levels must be {least} for likelihood {likelihood!r}, got {levels}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
     if latent_dim < 1 or not hidden or min(hidden) < 1:
