@@ -1,5 +1,6 @@
 """Replication: the moments of exactly these draws, the same bits on any number of devices, honest error bars."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -183,7 +184,18 @@ def test_memory_does_not_grow_with_the_replications(monkeypatch):
     assert max(sizes[0]) < 1_000_000
 
 
+def test_python_floats_serve_as_parameters():
+    # unwrapped, as outside of the tests, which check types at every call
+    floats = inspect.unwrap(replicate)(
+        jax.random.key(0), pathwise(), square, {"loc": 0.7, "scale": 1.3}, replications=300
+    )
+    arrays = replicate(jax.random.key(0), pathwise(), square, PARAMS, replications=300)
+    jax.tree.map(np.testing.assert_array_equal, floats, arrays)
+
+
 def test_refusals_say_what_to_do():
+    with pytest.raises(ValueError, match=r"replications must be below 2\*\*31"):
+        replicate(jax.random.key(0), pathwise(), square, PARAMS, replications=2**31)
     with pytest.raises(ValueError, match="replications must be at least 2 for a variance, got 1"):
         replicate(jax.random.key(0), pathwise(), square, PARAMS, replications=1)
     with pytest.raises(NotAvailable, match="use score_function"):

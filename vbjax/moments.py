@@ -63,10 +63,14 @@ def replicate(
     """Draw an estimator many times and return the moments of its value and its gradient.
 
     problem: `params -> (q, f)`. All visible devices share the work; memory does not grow with the replications.
-    Raises ValueError for fewer than two replications, and `NotAvailable` if q lacks what the estimator needs.
+    Raises ValueError for fewer than two replications or 2³¹ and more, whose numbers no int32 holds, and
+    `NotAvailable` if q lacks what the estimator needs.
     """
     if replications < 2:
         raise ValueError(f"replications must be at least 2 for a variance, got {replications}")
+    if replications >= 2**31:
+        raise ValueError(f"replications must be below 2**31, got {replications}; split the key and merge the studies")
+    params = jax.tree.map(jnp.asarray, params)  # Python floats have no size
     q, _ = problem(params)
     state = estimator.init(q) if state is None else state
     sums, non_finite = _replicate(key, estimator, problem, params, state, replications)
@@ -125,7 +129,8 @@ def _replicate(key, estimator, problem, params, state, replications):
         if total is None:
             nothing = jnp.zeros(draws.shape[-1:], draws.dtype)
             total = (PowerSums(jnp.zeros((), draws.dtype), nothing, nothing, nothing, nothing), jnp.zeros((), int))
-        total = _add_blocks(total, draws, b[:, None] * BLOCK + np.arange(BLOCK, dtype=np.int32) < replications)
+        # int64: the padding after the last replication may pass 2**31
+        total = _add_blocks(total, draws, b[:, None].astype(np.int64) * BLOCK + np.arange(BLOCK) < replications)
     return total
 
 
