@@ -15,7 +15,7 @@ test: environment
 	@$(python) -m pytest -n 2 --dist loadfile
 
 slow: environment
-	@$(python) -m pytest -m slow
+	@$(python) -m pytest -n 2 --dist loadfile -m slow
 
 lint: environment
 	@$(python) -m ruff check . && .venv/bin/python -m ruff format --check . && .venv/bin/pyrefly check && .venv/bin/lint-imports

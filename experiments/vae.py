@@ -13,7 +13,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from vbjax.cli import BAD_INPUT, exit_with, start_jax
 
@@ -105,7 +105,7 @@ class Run:
     data_dir: Path | None = None
     """Where prepared data sets live. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints."""
+    """Steps between checkpoints, at least; they are made at multiples of 100 and at the end."""
     json: bool = False
     """Print the result card as JSON on standard output."""
     quiet: bool = False
@@ -120,16 +120,26 @@ class Arguments:
     run: tyro.conf.OmitArgPrefixes[Run]
 
 
-def validate(config: Config) -> None:
-    """Raise ValueError, naming the field, for what no later check refuses by name."""
+def validate(config: Config, run: Run) -> None:
+    """Raise ValueError, naming the field, for whatever can be refused without the data."""
     if (config.likelihood == "bernoulli") != (config.binarise != "none"):
         raise ValueError(
             f"likelihood {config.likelihood!r} does not go with binarise {config.binarise!r}: bernoulli reads bits, "
             "the others grey levels"
         )
-    for name in ("samples", "steps", "batch_size", "eval_samples"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    for name, value in [*dataclasses.asdict(config).items(), ("checkpoint_every", run.checkpoint_every)]:
+        least = {"seed": 0, "eval_samples": 2}.get(name, 1)
+        if type(value) is int and not least <= value < 2**31:
+            raise ValueError(f"{name} must be a whole number from {least} to 2^31 - 1, got {value}")
+    training.init_state({}, make_optimizer(config), ema_decay=config.ema_decay)
+    build(config, (8, 8), 17)
+
+
+def make_optimizer(config: Config):
+    """Adam as configured."""
+    return training.make_optimizer(
+        learning_rate=config.learning_rate, schedule=config.schedule, steps=config.steps, clip_norm=config.clip_norm
+    )
 
 
 def load_data(config: Config, run: Run) -> datasets.Dataset:
@@ -141,12 +151,12 @@ def load_data(config: Config, run: Run) -> datasets.Dataset:
     return (data.binarised((data.levels - 1) // 2) if config.binarise == "static" else data).on_device()
 
 
-def build(config: Config, data: datasets.Dataset) -> VAENetworks:
-    """The networks for these images."""
+def build(config: Config, image_shape: tuple[int, ...], grey_levels: int) -> VAENetworks:
+    """The networks for such images."""
     return mlp_vae(
-        data.train_images.shape[1:],
+        image_shape,
         likelihood=config.likelihood,
-        levels=data.levels if config.binarise == "none" else 2,
+        levels=grey_levels if config.binarise == "none" else 2,
         latent_dim=config.latent_dim,
         hidden=config.hidden,
         activation=config.activation,
@@ -193,21 +203,26 @@ def evaluate(key, networks: VAENetworks, params, images, samples: int) -> dict[s
     }
 
 
+class Setup(NamedTuple):
+    """What was asked for, and what it makes."""
+
+    config: Config
+    run: Run
+    data: datasets.Dataset
+    networks: VAENetworks
+    optimizer: Any
+
+
 def main(config: Config, run: Run) -> cards.Card:
     """Train, evaluate, draw; returns the result card that the run folder holds."""
-    begin = time.perf_counter()
+    begin, provenance = time.perf_counter(), cards.provenance()
     with exit_with(BAD_INPUT, ValueError, runs.RunError, datasets.DatasetUnavailable):
-        validate(config)
+        validate(config, run)
         data = load_data(config, run)
-        networks = build(config, data)
-        optimizer = training.make_optimizer(
-            learning_rate=config.learning_rate,
-            schedule=config.schedule,
-            steps=config.steps,
-            clip_norm=config.clip_norm,
-        )
+        networks = build(config, data.train_images.shape[1:], data.levels)
+        setup = Setup(config, run, data, networks, make_optimizer(config))
         key_init, key_data, key_train, key_test = jax.random.split(jax.random.key(config.seed), 4)
-        state = training.init_state(jax.jit(networks.init)(key_init), optimizer, ema_decay=config.ema_decay)
+        state = training.init_state(jax.jit(networks.init)(key_init), setup.optimizer, ema_decay=config.ema_decay)
         folder = runs.RunFolder.open(
             run.out or Path("runs") / f"vae-{config.dataset}",
             config,
@@ -216,34 +231,61 @@ def main(config: Config, run: Run) -> cards.Card:
             expected_bytes=checkpoints.expected_bytes(state, keep_last=2),
         )
 
+    with (
+        exit_with(BAD_INPUT, runs.RunError, OSError),
+        exit_with(1, training.NonFiniteLoss, checkpoints.NonFiniteState),
+        folder,
+    ):
+        state = train(key_train, key_data, setup, state, folder, provenance)
+        key_bits, key_eval, key_pictures = jax.random.split(key_test, 3)
+        images = test_images(key_bits, config, data)
+        numbers = evaluate(key_eval, networks, state.averaged, images, config.eval_samples)
+        vae, labels = networks.bind(state.averaged), jnp.asarray(data.test_labels)
+        for name, figure in pictures.latent_variable_model(key_pictures, vae, images, labels).items():
+            figure.savefig(folder.picture(f"{name}.png"), dpi=160)
+        seconds = time.perf_counter() - begin
+        card = cards.Card(f"vae-{config.dataset}", numbers, folder.config, config.seed, seconds, provenance)
+        cards.write_card(folder.path / "card.json", card)
+    if run.json:
+        print((folder.path / "card.json").read_text(), end="")
+    elif not run.quiet:
+        print(cards.summary(card))
+        print(f"card, metrics, checkpoints and pictures: {folder.path}/")
+    return card
+
+
+def train(key, key_data, setup: Setup, state, folder: runs.RunFolder, provenance) -> training.TrainState:
+    """Train to the configured step, from the last whole checkpoint if asked to, with a bar, metrics and checkpoints."""
+    config, run, data, networks, optimizer = setup
+
     def warn(line: str) -> None:
         print(f"warning: {line}", file=sys.stderr)
 
+    def batch(images, step):
+        return images[datasets.batch_indices(key_data, step, images.shape[0], config.batch_size)]
+
     with (
-        exit_with(BAD_INPUT, runs.RunError),
-        exit_with(1, training.NonFiniteLoss),
-        folder,
         checkpoints.CheckpointFolder(
-            folder.checkpoints, config=folder.config, provenance=cards.provenance(), warn=warn
+            folder.checkpoints, config=folder.config, provenance=provenance, warn=warn
         ) as saved,
         progress.Progress(config.steps, quiet=run.quiet) as bar,
     ):
         restored = saved.restore_latest(state) if run.resume else None
-        if restored is not None:
-            state = restored.state
+        state = state if restored is None else restored.state
         folder.rewind(int(state.step))
+        last_saved = int(state.step)
 
         def on_chunk(state: training.TrainState, row: training.Row) -> None:
+            nonlocal last_saved
             folder.log(row)
             bar.update(row)
-            if row["step"] % run.checkpoint_every == 0 or row["step"] == config.steps:
+            step = int(row["step"])
+            if step - last_saved >= run.checkpoint_every or step == config.steps:
                 saved.save(state, metric=row["loss"])
+                last_saved = step
 
-        def batch(images, step):
-            return images[datasets.batch_indices(key_data, step, images.shape[0], config.batch_size)]
-
-        state = training.fit(
-            key_train,
+        return training.fit(
+            key,
             networks.loss(
                 samples=config.samples,
                 binarise_dynamically_from=data.levels if config.binarise == "dynamic" else None,
@@ -256,30 +298,6 @@ def main(config: Config, run: Run) -> cards.Card:
             ema_decay=config.ema_decay,
             on_chunk=on_chunk,
         )
-
-    key_bits, key_eval, key_pictures = jax.random.split(key_test, 3)
-    images = test_images(key_bits, config, data)
-    numbers = evaluate(key_eval, networks, state.averaged, images, config.eval_samples)
-    vae = networks.bind(state.averaged)
-    for name, figure in pictures.latent_variable_model(
-        key_pictures, vae, images, jnp.asarray(data.test_labels)
-    ).items():
-        figure.savefig(folder.picture(f"{name}.png"), dpi=160)
-    card = cards.Card(
-        name=f"vae-{config.dataset}",
-        numbers=numbers,
-        config=folder.config,
-        seed=config.seed,
-        wall_seconds=time.perf_counter() - begin,
-        provenance=cards.provenance(),
-    )
-    cards.write_card(folder.path / "card.json", card)
-    if run.json:
-        print((folder.path / "card.json").read_text(), end="")
-    elif not run.quiet:
-        print(cards.summary(card))
-        print(f"card, metrics, checkpoints and pictures: {folder.path}/")
-    return card
 
 
 if __name__ == "__main__":

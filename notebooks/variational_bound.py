@@ -13,6 +13,7 @@
 # %%
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt  # noqa: F401 - shows the figures in Jupyter
 import numpy as np
 
 from vbjax import bounds, datasets, evaluation, training, vae

@@ -215,8 +215,3 @@ def test_png_round_trip():
 
     pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
     assert np.array_equal(np.asarray(Image.open(BytesIO(reports.png(pixels)))), pixels)
-
-
-def test_write_creates_the_folder(tmp_path):
-    path = reports.write(tmp_path / "a" / "index.html", "é")
-    assert path.read_text(encoding="utf-8") == "é"

@@ -120,13 +120,16 @@ class CheckpointFolder:
         import orbax.checkpoint as ocp
 
         logging.getLogger("absl").addFilter(_not_of_orbax)
+        if not self.read_only:
+            # what a kill left; Orbax would remove it too, but in its own time
+            for unfinished in self.path.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
         return ocp.CheckpointManager(
             self.path,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=_LatestAndBest(self.keep_last, self._metrics),
                 # Whole before `save` returns: what the caller does next may be to die.
                 enable_async_checkpointing=False,
-                cleanup_tmp_directories=not self.read_only,
                 create=not self.read_only,
                 read_only=self.read_only,
             ),

@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         "Carlo, trains a VAE on the digits, and writes it all to OUT/index.html. A few minutes on two cores.",
     )
     tour.add_argument("--out", type=Path, default=Path("runs/tour"), help="folder for the page (default: runs/tour)")
-    tour.add_argument("--seed", type=int, default=0, help="everything random follows from it (default: 0)")
+    tour.add_argument("--seed", type=_seed, default=0, help="everything random follows from it (default: 0)")
     tour.set_defaults(run=_tour)
 
     check = commands.add_parser(
@@ -76,10 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--chapter", type=int, help="only this chapter")
     check.add_argument("--lecture", help="only entries of this lecture, e.g. 000")
     check.add_argument("--list", action="store_true", help="list the entries and check nothing")
-    check.add_argument("--seed", type=int, default=0, help="seed of the statistical checks (default: 0)")
+    check.add_argument("--seed", type=_seed, default=0, help="seed of the statistical checks (default: 0)")
     check.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     check.set_defaults(run=_check)
     return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 to 2^31 - 1, got {text!r}")
+    return int(text)
 
 
 def _tour(options: argparse.Namespace) -> int:

@@ -106,7 +106,8 @@ def exact_moments(
         value_size = weights @ np.abs(values)
         # a gradient of zero variance, as at an exact posterior, is rounding error of f: no rule can settle that
         rounding = 1e-5 * value_size
-        size = (value_size, weights @ np.abs(gradients) + rounding, np.diagonal(covariance).max(initial=0) + rounding**2)
+        variance = np.diagonal(covariance).max(initial=0)
+        size = (value_size, weights @ np.abs(gradients) + rounding, variance + rounding**2)
         return (weights @ values, mean, covariance), size
 
     certified, _ = _certify(estimator.noise(q), moments, rtol)

@@ -8,7 +8,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,35 +43,37 @@ REFERENCES = (
 """Earlier results on the same integers and the same split, bits per dimension, without intervals."""
 
 
-def tour(out: Path, *, seed: int = 0) -> int:
+def tour(
+    out: Path, *, seed: int = 0, ids: Sequence[str] = (), replications: int = REPLICATIONS, steps: int = STEPS
+) -> int:
     """Run everything and write `out/index.html`; returns 0 if every statement held and every control was rejected.
 
-    Raises RunError, before any work, if the folder cannot be written.
+    ids: derivations to check, none means all. replications: of each estimator. steps: of the VAE's training. Raises
+    RunError, before any work, if the folder cannot be written.
     """
-    begin = time.perf_counter()
+    begin, provenance = time.perf_counter(), cards.provenance()
     target = runs.writable_folder(out) / "index.html"
     key_study, key_vae = jax.random.split(jax.random.key(seed))
 
     with _part("checking derivations"):
-        verdicts = list(command.verdicts_of(registry.select(), seed=seed))
+        verdicts = list(command.verdicts_of(registry.select(ids), seed=seed))
     passed = sum(verdict.passed for verdict in verdicts)
     print(f"   {passed} of {len(verdicts)} hold with their control rejected", file=sys.stderr)
     with _part("studying gradient estimators"):
         problems = studies.toy_problems()
-        rows = studies.variance_study(key_study, problems, ESTIMATORS, replications=REPLICATIONS)
+        rows = studies.variance_study(key_study, problems, ESTIMATORS, replications=replications)
     with _part("training a VAE on the 8x8 digits"):
-        trained = train(key_vae)
+        trained = train(key_vae, steps=steps)
     with _part("measuring its test likelihood and drawing"):
         vae_section, bits = describe(trained)
 
     seconds = time.perf_counter() - begin
-    provenance = cards.provenance()
     document = page(
         "Variational Bayes, checked",
         [
             _summary(verdicts, rows, bits, seconds),
             derivations_section(verdicts),
-            study_section(problems, rows, replications=REPLICATIONS),
+            study_section(problems, rows, replications=replications),
             vae_section,
         ],
         subtitle="Derivations with both sides computed by independent routes, gradient estimators integrated exactly "
@@ -79,6 +81,8 @@ def tour(out: Path, *, seed: int = 0) -> int:
         provenance={
             "command": provenance["command"],
             "seed": seed,
+            "commit": (provenance["commit"] or {}).get("hash", "not in a checkout"),
+            "device": provenance["device"]["kind"],
             "started": provenance["started"],
             "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
         },
@@ -99,7 +103,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def train(key: PRNGKey, *, steps: int = STEPS) -> Trained:
+def train(key: PRNGKey, *, steps: int) -> Trained:
     """Train the digits VAE of the tour: 3 discretised logistics a pixel, the IWAE-5 bound, averaged parameters."""
     data = datasets.load("digits").on_device()
     networks = mlp_vae(
@@ -160,9 +164,9 @@ def describe(trained: Trained) -> tuple[Section, Estimate]:
     figures = pictures.latent_variable_model(key_pictures, vae, test, jnp.asarray(trained.data.test_labels))
     body = [
         prose(
-            f"Trained for {STEPS} steps in {trained.seconds:.0f} s on the first 1347 of scikit-learn's 8×8 digits, "
-            "judged on the last 450. Every row scores the same integers from 0 to 16, in bits per dimension; the "
-            "number in parentheses is the standard error over test images, in the last digits."
+            f"Trained for {int(trained.state.step)} steps in {trained.seconds:.0f} s on the first 1347 of "
+            "scikit-learn's 8×8 digits, judged on the last 450. Every row scores the same integers from 0 to 16, in "
+            "bits per dimension; the number in parentheses is the standard error over test images, in the last digits."
         ),
         table(("model", "bits/dim", "what it is"), rows, caption="Held-out likelihood, lower is better"),
         prose(

@@ -7,7 +7,7 @@ Everything is a function that returns `Html`; plain strings are escaped wherever
 from vbjax.reports.figures import figure, figure_style, image, image_grid, png
 from vbjax.reports.html import Html, badge, code, element, formula, prose
 from vbjax.reports.numbers import number, uncertain
-from vbjax.reports.page import Section, details, page, section, stat_tiles, subsection, table, write
+from vbjax.reports.page import Section, details, page, section, stat_tiles, subsection, table
 
 __all__ = [
     "Html",
@@ -30,5 +30,4 @@ __all__ = [
     "subsection",
     "table",
     "uncertain",
-    "write",
 ]

@@ -4,7 +4,6 @@ import collections
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from vbjax.reports.html import Html, element, prose
@@ -64,14 +63,6 @@ def page(
     if repeated:
         raise ValueError(f"ids used more than once on the page: {', '.join(repeated[:5])}")
     return document
-
-
-def write(path: Path, document: str) -> Path:
-    """Write a document as UTF-8, creating its folder, and return the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(document, encoding="utf-8")
-    return path
 
 
 def section(title: str, *content: Any, id: str | None = None) -> Section:

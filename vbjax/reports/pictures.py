@@ -56,14 +56,14 @@ def traversal(vae: VAE, image: Array, codes: Array, *, rows: int = 6):
 
 def latent_map(codes: Array, labels: Array):
     """Posterior means coloured by label: the latent plane itself, or its first two principal components."""
-    plt = _pyplot()
     points = np.asarray(codes)
     axes_names = ("z[0]", "z[1]")
     if points.shape[1] > 2:
         centred = points - points.mean(0)
         points = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
         axes_names = ("first principal component of E[z|x]", "second")
-    figure, axes = plt.subplots(figsize=(5.6, 4.6), layout="constrained")
+    figure = _figure(5.6, 4.6)
+    axes = figure.subplots()
     if points.shape[1] == 1:
         points, axes_names = np.column_stack([points, np.asarray(labels)]), ("z[0]", "label")
     scatter = axes.scatter(
@@ -77,13 +77,13 @@ def latent_map(codes: Array, labels: Array):
 
 def latent_grid(vae: VAE, *, side: int = 15):
     """Decoded means over a two-dimensional latent plane, at normal quantiles of each axis."""
-    plt = _pyplot()
     quantiles = jax.scipy.stats.norm.ppf(jnp.linspace(0.03, 0.97, side))
     grid = jnp.stack(jnp.meshgrid(quantiles, quantiles[::-1]), -1)
     decoded = np.asarray(jax.vmap(jax.vmap(lambda z: vae.decode(z).mean()))(grid))
     height, width = decoded.shape[2:4]
     canvas = decoded.swapaxes(1, 2).reshape(side * height, side * width, *decoded.shape[4:])
-    figure, axes = plt.subplots(figsize=(6, 6), layout="constrained")
+    figure = _figure(6.0, 6.0)
+    axes = figure.subplots()
     axes.imshow(_displayable(canvas), cmap="gray_r")
     axes.set(xticks=[], yticks=[], xlabel="z[0], quantiles 0.03 to 0.97", ylabel="z[1]")
     return figure
@@ -91,11 +91,9 @@ def latent_grid(vae: VAE, *, side: int = 15):
 
 def _sheet(rows, names):
     """Images in rows, each row with its name."""
-    plt = _pyplot()
     columns = max(len(row) for row in rows)
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(0.62 * columns + 1.3, 0.66 * len(rows) + 0.1), squeeze=False, layout="constrained"
-    )
+    figure = _figure(0.62 * columns + 1.3, 0.66 * len(rows) + 0.1)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     top = max(float(np.asarray(row).max()) for row in rows)
     for line, row, name in zip(axes, rows, names, strict=True):
         for cell in line:
@@ -111,10 +109,8 @@ def _displayable(image, top=None):
     return np.clip(image / (top or image.max() or 1), 0, 1)
 
 
-def _pyplot():
-    import matplotlib
+def _figure(width: float, height: float):
+    # not pyplot, which keeps every figure and takes over the caller's backend
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    return Figure(figsize=(width, height), layout="constrained")

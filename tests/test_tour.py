@@ -1,0 +1,84 @@
+"""The tour end to end, small: one page with all parts, an exit status that tells, and refusals before work."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vbjax import cli, datasets, runs
+from vbjax import tour as tour_module
+from vbjax.derivations import command
+from vbjax.reports import section
+from vbjax.tour import independent_pixels, tour
+from vbjax.types import Estimate
+
+SMALL = {"ids": ["elbo-decomposition", "rloo-variance"], "replications": 1000, "steps": 20}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tour") / "page"
+    return tour(folder, **SMALL), (folder / "index.html").read_text()
+
+
+def test_the_tour_writes_one_page_with_checks_study_and_vae(page):
+    status, text = page
+    assert status == 0
+    for part in ("summary", "derivations", "estimators", "vae", "rloo-variance", "learning-curve-title"):
+        assert f'id="{part}"' in text
+    assert text.count("data:image/png;base64") == 4
+    assert "<script" not in text
+    assert 'src="http' not in text
+
+
+def test_a_check_that_fails_makes_the_exit_status_one_and_still_leaves_a_page(tmp_path, monkeypatch):
+    right = command.verdicts_of
+
+    def with_a_fault(chosen, *, seed):
+        for verdict in right(chosen, seed=seed):
+            yield dataclasses.replace(verdict, error=1.0)
+
+    monkeypatch.setattr(command, "verdicts_of", with_a_fault)
+    monkeypatch.setattr(tour_module, "train", lambda key, *, steps: None)
+    nothing = section("Left out", id="vae")
+    monkeypatch.setattr(tour_module, "describe", lambda trained: (nothing, Estimate(np.float32(2), np.float32(1), 2)))
+    monkeypatch.setattr(tour_module, "ESTIMATORS", tour_module.ESTIMATORS[:1])
+    assert tour(tmp_path / "page", **SMALL) == 1
+    assert "fails" in (tmp_path / "page" / "index.html").read_text()
+
+
+def test_independent_pixels_cost_the_empirical_cross_entropy():
+    data = datasets.load("digits")
+    bits = independent_pixels(data)
+    train, test = data.train_images.reshape(-1, 64), data.test_images.reshape(-1, 64)
+    total = 0.0
+    for pixel in range(64):
+        counts = np.bincount(train[:, pixel], minlength=17) + 0.1
+        total -= np.log2(counts / counts.sum())[test[:, pixel]].mean()
+    assert float(bits.value) == pytest.approx(total / 64, rel=1e-5)
+
+
+def test_an_output_that_is_a_file_is_refused_before_any_work(tmp_path, capsys):
+    (tmp_path / "page").write_text("mine")
+    with pytest.raises(SystemExit) as refusal:
+        cli.main(["tour", "--out", str(tmp_path / "page")])
+    assert refusal.value.code == cli.BAD_INPUT
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "page").read_text() == "mine"
+
+
+def test_a_seed_that_is_no_seed_is_refused(capsys):
+    with pytest.raises(SystemExit) as refusal:
+        cli.main(["tour", "--seed", "-1"])
+    assert refusal.value.code == cli.BAD_INPUT
+    assert "seed" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_made_for_the_page_does_not_survive_a_refusal(tmp_path, monkeypatch):
+    def full(path, expected_bytes):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs, "_probe", full)
+    with pytest.raises(runs.FolderNotWritable):
+        runs.writable_folder(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
