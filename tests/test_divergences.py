@@ -616,3 +616,52 @@ def test_jensen_shannon_of_coins_is_right_for_every_logit(wide):
         finite = np.isfinite(pairs[0]) & np.isfinite(pairs[1])
         assert np.isfinite(np.stack(slopes)[:, finite]).all()
         assert np.min(value) >= 0
+
+
+@functools.cache
+def kl_and_slopes(family):
+    return jax.jit(jax.value_and_grad(lambda q, p: kl_divergence(family(*q), family(*p)), (0, 1)))
+
+
+def float32_kl(family, q, p):
+    with jax.enable_x64(False):
+        pair = (tuple(np.asarray(v, np.float32) for v in parameters) for parameters in (q, p))
+        value, slopes = kl_and_slopes(family)(*pair)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    return np.asarray(value)
+
+
+def concentration_cost(a, b):
+    """log Γ(b) - log Γ(a) - (b - a) ψ(a) as the integral of (b - t) ψ'(t), along log t."""
+    points, weights = special.roots_legendre(100)
+    low, width = np.log(a), np.log(b / a)
+    t = np.exp(low + 0.5 * width * (points + 1))
+    return 0.5 * width * np.sum(weights * (b - t) * special.polygamma(1, t) * t)
+
+
+def exact_dirichlet_kl(q, p):
+    a, b = (np.array(v, np.float32).astype(np.float64) for v in (q, p))
+    return sum(map(concentration_cost, a, b)) - concentration_cost(a.sum(), b.sum())
+
+
+def exact_gamma_kl(q, p):
+    a, a_rate, b, b_rate = np.array([*q, *p], np.float32).astype(np.float64)
+    log_rates, gap = np.log(b_rate / a_rate), (b_rate - a_rate) / a_rate
+    return concentration_cost(a, b) + a * gap - b * log_rates
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.3, 2.0, 9.99, 1e2, 1e4, 1e6, 1e9])
+def test_float32_kl_within_the_gamma_family_does_not_cancel_for_close_or_large_concentrations(size):
+    for factor in (1.0, 1 + 1e-6, 1.001, 0.98, 3.0, 1e-4):
+        pairs = [
+            (vd.Gamma, exact_gamma_kl, (size, 1.0), (factor * size, 1.0)),
+            (vd.Gamma, exact_gamma_kl, (size, 2.0), (factor * size, 2.002)),
+            (vd.Gamma, exact_gamma_kl, (size, 2.0), (factor * size, 2 * factor)),
+            (vd.Beta, exact_dirichlet_kl, (size, 2 * size), (size, factor * 2 * size)),
+            (vd.Beta, exact_dirichlet_kl, (size, 0.5), (factor * size, 0.5)),
+            (vd.Beta, exact_dirichlet_kl, (size, size), (factor * size, factor * size)),
+        ]
+        for kind, exact, q, p in pairs:
+            assert_allclose(float32_kl(kind, q, p), exact(q, p), rtol=1e-4, atol=3e-6)
+        a, b = np.array([size, 1.0, 2 * size]), np.array([factor * size, 1.0, 2 * size])
+        assert_allclose(float32_kl(vd.Dirichlet, (a,), (b,)), exact_dirichlet_kl(a, b), rtol=1e-4, atol=3e-6)

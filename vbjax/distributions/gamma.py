@@ -313,8 +313,9 @@ def digamma_half_step(x: Array) -> Array:
 
 def stirling_remainder(x: Array) -> Array:
     """log Γ(x) - ((x - 1/2) log x - x + log(2π)/2) for x > 0, without cancellation for large x."""
-    large = x > 10
-    near, far = jnp.where(large, 1, x), jnp.where(large, x, 10)
+    threshold = 10 if x.dtype == jnp.float64 else 3  # beyond it the series is right to rounding error
+    large = x > threshold
+    near, far = jnp.where(large, 1, x), jnp.where(large, x, threshold)
     s = far**-2
     series = 0.0
     for coefficient in (-691 / 360360, 1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):

@@ -38,7 +38,7 @@ from vbjax.distributions import (
 )
 from vbjax.distributions.discrete import expected_log
 from vbjax.distributions.family import LOG_2PI
-from vbjax.distributions.gamma import log_beta
+from vbjax.distributions.gamma import log_beta, stirling_remainder
 from vbjax.types import Estimate, Event, NotAvailable, PRNGKey, Scalar
 
 ClosedForm = Callable[[Any, Any], Scalar]
@@ -128,8 +128,32 @@ def _register(q_types, p_types):
 
 
 def excess(log_ratio: Array) -> Array:
-    """r - 1 - log r >= 0 for r = exp(log_ratio), accurate near r = 1: what every scale mismatch costs."""
-    return jnp.expm1(log_ratio) - log_ratio
+    """r - 1 - log r >= 0 for r = exp(log_ratio), to rounding error: what every scale mismatch costs."""
+    small = jnp.abs(log_ratio) < 0.5
+    x = jnp.where(small, log_ratio, 0)
+    series = jnp.ones_like(x)
+    for k in range(16, 2, -1):
+        series = 1 + x / k * series
+    return jnp.where(small, 0.5 * x**2 * series, jnp.expm1(log_ratio) - log_ratio)
+
+
+def _gamma_cost(a: Array, b: Array, log_rates: Array, gap: Array, log_ratio: Array) -> Array:
+    """KL of gamma laws of concentrations a, b = a + gap = a exp(log_ratio) and rates 1, exp(log_rates), unreduced.
+
+    log Γ by Stirling's formula, whose Bregman divergence is a sum of excesses: nothing cancels for large a and b.
+    """
+    mismatch = log_rates - log_ratio
+    close = mismatch < 1
+    near, far = jnp.where(close, mismatch, 0), jnp.where(close, 1, mismatch)
+    means = jnp.where(close, b * excess(near), a * jnp.exp(jnp.where(close, 0, log_rates)) - b - b * far)
+    remainder, slope = jax.jvp(stirling_remainder, (a,), (jnp.ones_like(a),))
+    return means + 0.5 * excess(log_ratio) + (stirling_remainder(b) - remainder - gap * slope)
+
+
+def _log_ratio(b: Array, a: Array, gap: Array) -> Array:
+    """log b/a for b = a + gap, accurate near b = a."""
+    near = jnp.abs(gap) < 0.5 * a
+    return jnp.where(near, jnp.log1p(jnp.where(near, gap, 0) / a), jnp.log(jnp.where(near, 1, b / a)))
 
 
 @_register([Normal], [Normal])
@@ -214,9 +238,8 @@ def _to_log_normal(q, p):
 @_register([Gamma], [Gamma])
 def _gamma(q, p):
     a, b = q.concentration, p.concentration
-    shape_cost = (a - b) * digamma(a) - gammaln(a) + gammaln(b)
-    log_ratio = jnp.log(p.rate / q.rate)
-    return jnp.sum(shape_cost + a * excess(log_ratio) + (a - b) * log_ratio)
+    log_rates = _log_ratio(p.rate, q.rate, p.rate - q.rate)
+    return jnp.sum(_gamma_cost(a, b, log_rates, b - a, _log_ratio(b, a, b - a)))
 
 
 @_register([LogGamma], [LogGamma])
@@ -234,11 +257,7 @@ def _to_gamma(q, p):
 
 @_register([Beta], [Beta])
 def _beta(q, p):
-    a, b, total = q.concentration1, q.concentration0, q.concentration1 + q.concentration0
-    a_p, b_p = p.concentration1, p.concentration0
-    log_norms = log_beta(a_p, b_p) - log_beta(a, b)
-    moments = (a - a_p) * digamma(a) + (b - b_p) * digamma(b) + (a_p - a + b_p - b) * digamma(total)
-    return jnp.sum(log_norms + moments)
+    return _dirichlet_cost(*(jnp.stack([law.concentration1, law.concentration0], axis=-1) for law in (q, p)))
 
 
 @_register([Uniform], [Beta])
@@ -285,9 +304,16 @@ def _outside(q, p):
 
 @_register([Dirichlet], [Dirichlet])
 def _dirichlet(q, p):
-    a, b = q.concentration, p.concentration
-    moments = jnp.sum((a - b) * (digamma(a) - digamma(a.sum(-1, keepdims=True))))
-    return moments + jnp.sum(p.log_normaliser() - q.log_normaliser())
+    return _dirichlet_cost(q.concentration, p.concentration)
+
+
+def _dirichlet_cost(a: Array, b: Array) -> Scalar:
+    """Chain rule: independent gamma variables are their sum, again gamma, and Dirichlet proportions."""
+    gap = b - a
+    a_total, b_total, gap_total = a.sum(-1), b.sum(-1), gap.sum(-1)
+    log_rates = _log_ratio(b_total, a_total, gap_total)  # any rate will do; this one makes the sum cost least
+    parts = _gamma_cost(a, b, log_rates[..., None], gap, _log_ratio(b, a, gap))
+    return parts.sum() - jnp.sum(_gamma_cost(a_total, b_total, log_rates, gap_total, log_rates))
 
 
 @_register([Bernoulli], [Bernoulli])
