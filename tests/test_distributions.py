@@ -595,3 +595,48 @@ def test_student_t_approaches_the_normal_law_in_float32():
             assert_allclose(law.log_prob(x), frozen.logpdf(np.float32(1.3)), rtol=3e-6)
             assert_allclose(law.entropy(), frozen.entropy(), rtol=5e-6)
         assert_allclose(vd.StudentT(2.0, 0.0, 1.0).log_prob(jnp.asarray(1e30)), stats.t(2).logpdf(1e30), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY_LAW)
+def test_log_prob_refuses_a_batch_and_names_the_family(name):
+    law = EVERY_LAW[name]()
+    batch = law.sample(jax.random.key(0), (7,))
+    with pytest.raises(ValueError, match="log_prob takes"):
+        law.log_prob(batch)
+
+
+def test_log_prob_names_both_shapes_where_a_number_would_broadcast():
+    with pytest.raises(ValueError, match=r"Normal.log_prob takes one event of shape \(3,\), got \(\)"):
+        vd.Normal(jnp.zeros(3), 1.0).log_prob(0.5)
+    with pytest.raises(ValueError, match=r"Copies.log_prob takes one event of shape \(2,\), got \(3,\)"):
+        vd.Copies(vd.Normal(0.0, 1.0), 2).log_prob(jnp.zeros(3))
+    with pytest.raises(ValueError, match="log_prob takes a tuple"):
+        vd.Joint((vd.Normal(0.0, 1.0), vd.Bernoulli(0.0))).log_prob(jnp.zeros(2))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("name", [*CONTINUOUS, *DISCRETE])
+def test_log_prob_of_a_python_number_is_that_of_the_array(name, wide):
+    with jax.enable_x64(wide):
+        law = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[0]), UNIVARIATE[name]().law)
+        number = float(jnp.asarray(law.mean())) if name in CONTINUOUS else 1.0
+        assert law.log_prob(number) == law.log_prob(jnp.asarray(number, law.dtype))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_support_of_copies_of_a_joint_law_contains_its_events_alone(count):
+    law = vd.Copies(vd.Joint((vd.Normal(0.0, 1.0), vd.Bernoulli(jnp.zeros(2)))), count)
+    x, bits = law.sample(jax.random.key(1))
+    assert law.support.contains((x, bits))
+    assert not law.support.contains((x, bits.at[count - 1, 1].set(0.5)))
+    assert not law.support.contains((x.at[0].set(jnp.nan), bits))
+
+
+def test_poisson_of_rate_zero_has_the_slope_of_its_limit():
+    slope = jax.grad(lambda rate, x: vd.Poisson(rate).log_prob(x))
+    assert slope(0.0, 0.0) == -1
+    assert_allclose(slope(2.0, 3.0), 0.5)
+
+
+def test_categorical_index_is_int32_under_float64():
+    assert vd.Categorical(jnp.zeros(3)).sample(jax.random.key(0), (4,)).dtype == jnp.int32

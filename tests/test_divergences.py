@@ -665,3 +665,30 @@ def test_float32_kl_within_the_gamma_family_does_not_cancel_for_close_or_large_c
             assert_allclose(float32_kl(kind, q, p), exact(q, p), rtol=1e-4, atol=3e-6)
         a, b = np.array([size, 1.0, 2 * size]), np.array([factor * size, 1.0, 2 * size])
         assert_allclose(float32_kl(vd.Dirichlet, (a,), (b,)), exact_dirichlet_kl(a, b), rtol=1e-4, atol=3e-6)
+
+
+@pytest.mark.parametrize("family", [vd.Gamma, vd.Beta, vd.LogNormal])
+@pytest.mark.parametrize("first", [1.0, 2.0])
+def test_kl_from_a_uniform_law_that_starts_at_zero_has_slopes(family, first):
+    def kl(low, high):
+        return kl_divergence(vd.Uniform(low, high), family(first, 3.0))
+
+    slopes = jax.jit(jax.grad(kl, (0, 1)))(0.0, 0.7)
+    assert np.isfinite(slopes).all()
+    assert_allclose(slopes[1], (kl(0.0, 0.7 + 1e-6) - kl(0.0, 0.7 - 1e-6)) / 2e-6, rtol=1e-6)
+    if first == 1 and family is not vd.LogNormal:  # else the slope at zero is logarithmically infinite
+        assert_allclose(slopes[0], (kl(1e-6, 0.7) - kl(0.0, 0.7)) / 1e-6, rtol=1e-4)
+
+
+def test_laws_of_different_events_have_no_closed_form_and_no_monte_carlo_kl():
+    normal = vd.Normal(0.0, 1.0)
+    pairs = [
+        (vd.Categorical(jnp.zeros(2)), vd.Categorical(jnp.zeros(3))),
+        (vd.Joint((normal,)), vd.Joint((normal, normal))),
+        (vd.Copies(normal, 2), vd.Copies(normal, 3)),
+        (vd.DiscretisedNormal(0.0, 1.0, 4), vd.DiscretisedLogistic(0.0, 1.0, 5)),
+    ]
+    assert not any(has_closed_form_kl(q, p) for q, p in pairs)
+    assert has_closed_form_kl(vd.DiscretisedNormal(0.0, 1.0, 4), vd.DiscretisedLogistic(0.0, 1.0, 4))
+    with pytest.raises(ValueError, match="differ in shape"):
+        monte_carlo_kl(jax.random.key(0), vd.Normal(jnp.zeros(3), 1.0), normal, num_samples=4)

@@ -11,10 +11,12 @@ from jaxtyping import Array, Float
 
 from vbjax.distributions.family import (
     Distribution,
+    Power,
     Product,
     Union,
     check_node_count,
     family,
+    is_shape,
     require,
     static_field,
     vmap_over,
@@ -94,7 +96,11 @@ class Copies(_Independent):
 
     @property
     def event_shape(self):
-        return jax.tree.map(lambda shape: (self.count, *shape), self.base.event_shape, is_leaf=lambda x: _is_shape(x))
+        return jax.tree.map(lambda shape: (self.count, *shape), self.base.event_shape, is_leaf=is_shape)
+
+    @property
+    def support(self):
+        return Power(self.base.support)
 
     def sample(self, key, shape=()):
         return self.base.sample(key, (*shape, self.count))
@@ -186,7 +192,7 @@ class Mixture(Distribution):
 
     @property
     def event_shape(self):
-        return jax.eval_shape(lambda: self._component(0).mean()).shape
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.components).event_shape
 
     @property
     def enumerable(self) -> bool:
@@ -235,7 +241,3 @@ class Mixture(Distribution):
             jnp.concatenate([share * rule.weights for share, rule in zip(shares, rules, strict=True)]),
             all(rule.exact for rule in rules),
         )
-
-
-def _is_shape(x: Any) -> bool:
-    return isinstance(x, tuple) and all(isinstance(n, int) for n in x)

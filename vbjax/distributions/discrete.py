@@ -122,7 +122,7 @@ class Categorical(Distribution):
         return jax.nn.softmax(self.logits)
 
     def sample(self, key, shape=()):
-        return jax.random.categorical(key, self.logits, shape=shape + self.event_shape)
+        return jax.random.categorical(key, self.logits, shape=shape + self.event_shape).astype(jnp.int32)
 
     def log_prob(self, x):
         inside = self.support.contains(x)
@@ -226,7 +226,9 @@ class Poisson(Distribution):
         x = jnp.asarray(x, self.dtype)
         inside = self.support.contains(x)
         x = jnp.where(inside, x, 0)
-        return jnp.where(inside, jnp.sum(xlogy(x, self.rate) - self.rate - gammaln(x + 1)), -jnp.inf)
+        # no count, no logarithm: its derivative 0/0 at a rate of zero would be NaN
+        counts = xlogy(x, jnp.where(x > 0, self.rate, 1))
+        return jnp.where(inside, jnp.sum(counts - self.rate - gammaln(x + 1)), -jnp.inf)
 
     def mean(self):
         return self.rate

@@ -6,6 +6,7 @@ coordinates, and `log_prob` is a scalar. Batches are made outside, with `vmap`. 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast, dataclass_transform
@@ -72,13 +73,23 @@ class Simplex(NamedTuple):
 
 
 class Product(NamedTuple):
-    """Cartesian product of supports, for an event that is a tuple or a stack of copies."""
+    """Cartesian product of supports, for an event that is a tuple."""
 
     parts: tuple[Any, ...]
 
     def contains(self, x: Event) -> Bool[Array, ""]:
         """Whether every part of the event lies in its support."""
         return jnp.all(jnp.stack([part.contains(x_i) for part, x_i in zip(self.parts, x, strict=True)]))
+
+
+class Power(NamedTuple):
+    """Cartesian power of one support, for events stacked on a leading axis."""
+
+    base: Any
+
+    def contains(self, x: Event) -> Bool[Array, ""]:
+        """Whether every event of the stack lies in the support."""
+        return jnp.all(jax.vmap(self.base.contains)(x))
 
 
 class Union(NamedTuple):
@@ -133,7 +144,10 @@ class Distribution:
         raise NotImplementedError
 
     def log_prob(self, x: Event) -> Scalar:
-        """Log-density of one event, in nats; -inf outside the support."""
+        """Log-density of one event, in nats; -inf outside the support.
+
+        Raises ValueError, for every family, unless the event has `event_shape`: batches are made with `vmap`.
+        """
         raise NotImplementedError
 
     def mean(self) -> Event:
@@ -178,10 +192,12 @@ class Distribution:
 def family(cls: type[T]) -> type[T]:
     """Class decorator: a frozen dataclass, registered as a pytree whose leaves are the parameters.
 
-    Fields marked `dataclasses.field(metadata={"static": True})` are part of the tree's structure. Unflattening
+    `log_prob` is given the check of the event's shape. Fields marked
+    `dataclasses.field(metadata={"static": True})` are part of the tree's structure. Unflattening
     bypasses `__post_init__`, so validation runs once, on what the user built, and never on traced values.
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
+    cast(Any, cls).log_prob = _of_one_event(cast(Any, cls).log_prob)
     # the annotations describe the attributes; the constructor also takes numbers and NumPy arrays
     cls.__init__.__annotations__ = {}
     fields = dataclasses.fields(cast(Any, cls))
@@ -200,6 +216,33 @@ def family(cls: type[T]) -> type[T]:
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
     return cls
+
+
+def _of_one_event(log_prob: Callable[[Any, Event], Scalar]) -> Callable[[Any, Event], Scalar]:
+    @functools.wraps(log_prob)
+    def checked(law, x):
+        return log_prob(law, _as_event(law, x, law.event_shape))
+
+    return checked
+
+
+def _as_event(law: Any, x: Any, shape: Any) -> Any:
+    """The event with its numbers as arrays; ValueError, naming the family, unless it has this shape."""
+    if is_shape(shape):
+        if not isinstance(x, (jax.Array, np.ndarray)):
+            x = jnp.asarray(x, law.dtype)
+        if x.shape != shape:
+            raise ValueError(f"{type(law).__name__}.log_prob takes one event of shape {shape}, got {x.shape}; use vmap")
+        return x
+    if not isinstance(x, tuple) or len(x) != len(shape):
+        got = f"{len(x)} entries" if isinstance(x, tuple) else type(x).__name__
+        raise ValueError(f"{type(law).__name__}.log_prob takes a tuple of shapes {shape}, got {got}")
+    return tuple(_as_event(law, x_i, shape_i) for x_i, shape_i in zip(x, shape, strict=True))
+
+
+def is_shape(x: Any) -> bool:
+    """Whether this is the shape of an array, rather than a tuple of shapes."""
+    return isinstance(x, tuple) and all(isinstance(n, int) for n in x)
 
 
 def static_field(**kwargs: Any) -> Any:

@@ -90,20 +90,24 @@ def check_same_events(q: Distribution, p: Distribution) -> None:
 
 
 def has_closed_form_kl(q: Distribution, p: Distribution) -> bool:
-    """Whether `kl_divergence(q, p)` is exact rather than `NotAvailable`."""
+    """Whether `kl_divergence(q, p)` is exact: False also for laws whose events or numbers of outcomes differ."""
+    if q.event_shape != p.event_shape:
+        return False
     if isinstance(q, Joint) and isinstance(p, Joint):
         return all(has_closed_form_kl(q_i, p_i) for q_i, p_i in zip(q.laws, p.laws, strict=True))
     if isinstance(q, Copies) and isinstance(p, Copies):
         return has_closed_form_kl(q.base, p.base)
-    return (type(q), type(p)) in _CLOSED_FORMS
+    q_shape, p_shape = (getattr(jax.eval_shape(log_probs, law), "shape", None) for law in (q, p))
+    return (type(q), type(p)) in _CLOSED_FORMS and (q_shape == p_shape or None in (q_shape, p_shape))
 
 
 def monte_carlo_kl(key: PRNGKey, q: Distribution, p: Distribution, *, num_samples: int) -> Estimate:
     """KL(q‖p) by the mean of log q - log p over draws of q, with its standard error, in nats.
 
     A number, not a training loss: gradients of an expectation belong to `vbjax.estimators`. Raises ValueError for
-    fewer than two samples, because one draw has no standard error.
+    fewer than two samples, because one draw has no standard error, and if the events differ in shape.
     """
+    check_same_events(q, p)
     return _sample_mean(key, q, lambda z: q.log_prob(z) - p.log_prob(z), num_samples)
 
 
@@ -283,11 +287,11 @@ def _log_moments(q) -> tuple[Array, Array]:
     if isinstance(q, Beta):
         a, total = q.concentration1, q.concentration1 + q.concentration0
         return digamma(a) - digamma(total), polygamma(1, a) - polygamma(1, total)
-    low, high = jnp.maximum(q.low, 0), jnp.where(q.high > 0, q.high, 1)
+    low, high = jnp.where(q.low >= 0, q.low, 0), jnp.where(q.high > 0, q.high, 1)
     width = high - low
-    first = (xlogy(high, high) - xlogy(low, low)) / width
-    # ∫ log² = x (log²x - 2 log x + 2)
+    # ∫ log² = x (log²x - 2 log x + 2); at zero the logarithm is left out, and so is its derivative 0/0
     log_low = jnp.log(jnp.where(low > 0, low, 1))
+    first = (xlogy(high, high) - low * log_low) / width
     second = (high * jnp.log(high) ** 2 - low * log_low**2) / width - 2 * first + 2
     return first - 1, second - (first - 1) ** 2
 
