@@ -4,6 +4,8 @@
 that NumPy or SciPy integrates. What it accepts must be unbiased, and every wrong gradient of the museum must fail it.
 """
 
+import functools
+import inspect
 import itertools
 import math
 from typing import NamedTuple
@@ -32,9 +34,9 @@ from vbjax.distributions import (
     StudentT,
     Uniform,
 )
-from vbjax.estimators import constant, leave_one_out, no_baseline, pathwise, score_function, value_and_grad
+from vbjax.estimators import Baseline, constant, leave_one_out, no_baseline, pathwise, score_function, value_and_grad
 from vbjax.estimators.estimate import value_and_grad_at
-from vbjax.exact import exact_gradient, exact_moments
+from vbjax.exact import exact_gradient, exact_moments, expectation
 from vbjax.moments import replicate
 from vbjax.types import NotAvailable, stop_gradient
 
@@ -519,6 +521,62 @@ def test_score_function_refuses_a_support_that_moves_and_names_the_way_out():
         value_and_grad(jax.random.key(0), score_function(), lambda q: (q, jnp.sum), Uniform(0.0, 1.0))
     moments = exact_moments(pathwise(), lambda q: (q, jnp.sum), Uniform(0.0, 1.0))
     assert float(moments.mean.high) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "q"), [(score_function(), Uniform(0.0, 1.0)), (pathwise(), Bernoulli(jnp.asarray(0.3)))]
+)
+def test_surrogate_at_supplied_noise_refuses_what_noise_refuses(estimator, q):
+    with pytest.raises(NotAvailable, match=r"needs a law that is .*; use "):
+        estimator.surrogate((), jnp.zeros(1), jnp.sum, q)
+
+
+def test_second_derivatives_along_a_gamma_draw_are_forward_over_reverse_only():
+    """E z² = a (a + 1) under Gamma(a, 1), whose second derivative is 2."""
+    a, estimator = jnp.asarray(2.3), pathwise()
+
+    def surrogate(a, noise):
+        return estimator.surrogate((), noise, jnp.square, Gamma(a, 1.0))
+
+    for second in (jax.hessian(surrogate), jax.jacfwd(jax.grad(surrogate))):
+        mean = expectation(estimator.noise(Gamma(a, 1.0)), lambda noise, second=second: second(a, noise), rtol=1e-6)
+        assert float(mean.value) == pytest.approx(2, rel=1e-5)
+    with pytest.raises(ValueError, match="Reverse-mode differentiation does not work"):
+        jax.grad(jax.grad(surrogate))(a, jnp.full(1, 0.3))
+
+
+own_mean = Baseline("own mean", lambda values: jnp.full_like(values, values.mean()), independent=False)
+
+
+def test_baseline_that_sees_its_own_sample_is_biased_and_its_spec_says_so():
+    case = discrete_elbo(numpy_mean, 1)
+    for baseline in (no_baseline, constant(0.3), leave_one_out, own_mean):
+        estimator = score_function(3, baseline=baseline)
+        assert estimator.spec.unbiased_variational == unbiased(estimator, case) == (baseline is not own_mean)
+        assert estimator.spec.unbiased_value
+        assert estimator.spec.unbiased_model
+
+
+@pytest.mark.parametrize("bare", [jnp.zeros_like, functools.partial(leave_one_out.function)])
+def test_bare_callable_does_not_say_what_it_sees_and_is_refused_as_a_baseline(bare):
+    with pytest.raises(TypeError, match=r"wrap it in Baseline\(name, function, independent=False\)"):
+        inspect.unwrap(score_function)(1, baseline=bare)  # as outside of the tests, which check types at every call
+
+
+def test_names_tell_baselines_and_bounds_apart():
+    assert pathwise(5).spec.name == pathwise(5, bound=bounds.renyi(1.0)).spec.name == "pathwise(5)"
+    named = (bounds.iwae, bounds.renyi(0.5), bounds.cubo(2.0), bounds.tvo([0, 0.1, 0.5]), bounds.tvo([0]))
+    assert [pathwise(5, bound=bound).spec.name for bound in named] == [
+        "pathwise(5, iwae)",
+        "pathwise(5, renyi(0.5))",
+        "pathwise(5, cubo(2))",
+        "pathwise(5, tvo(3 points))",
+        "pathwise(5, tvo(1 point))",
+    ]
+    assert score_function(2, baseline=own_mean).spec.name == "score_function(2, own mean)"
+    assert score_function(2, baseline=leave_one_out).spec.name == "score_function(2, leave_one_out)"
+    both = score_function(2, baseline=constant(-0.25), bound=bounds.iwae)
+    assert both.spec.name == "score_function(2, constant(-0.25), iwae)"
 
 
 def test_leave_one_out_refuses_one_sample_and_other_bounds():

@@ -73,7 +73,7 @@ def renyi(alpha: float) -> Bound:
         raise ValueError(f"alpha must be finite, got {alpha}")
     if alpha == 1:
         return mean
-    return lambda log_weights: iwae((1 - alpha) * log_weights) / (1 - alpha)
+    return _named(f"renyi({alpha:g})", lambda log_weights: iwae((1 - alpha) * log_weights) / (1 - alpha))
 
 
 def cubo(n: float) -> Bound:
@@ -84,7 +84,7 @@ def cubo(n: float) -> Bound:
     """
     if not n >= 1:
         raise ValueError(f"n must be at least 1 for an upper bound, got {n}")
-    return lambda log_weights: iwae(n * log_weights) / n
+    return _named(f"cubo({n:g})", lambda log_weights: iwae(n * log_weights) / n)
 
 
 def tvo(betas) -> Bound:
@@ -104,6 +104,12 @@ def tvo(betas) -> Bound:
         weights = [shares(beta * log_weights) if beta else uniform for beta in betas]
         return jnp.stack([width * expected_log(w, log_weights) for width, w in zip(widths, weights, strict=True)]).sum()
 
+    return _named(f"tvo({len(betas)} point{'s' if len(betas) > 1 else ''})", bound)
+
+
+def _named(name: str, bound: Bound) -> Bound:
+    """Estimators and tables show a bound by its `__name__`."""
+    bound.__name__ = name
     return bound
 
 

@@ -15,7 +15,7 @@ from vbjax.derivations.gradients import Quadratic, by_parameter, normal_params, 
 from vbjax.derivations.identity import Agreement, Control, Identity, entry
 from vbjax.derivations.oracles import central_difference, normal_expectation
 from vbjax.distributions import Categorical, Gamma, Normal
-from vbjax.estimators import constant, leave_one_out, pathwise, score_function
+from vbjax.estimators import Baseline, constant, leave_one_out, pathwise, score_function
 
 
 class NormalAndTable(NamedTuple):
@@ -252,8 +252,7 @@ def optimal_baseline():
 
 @entry(2)
 def rloo_variance():
-    def own_mean(values):
-        return jnp.full_like(values, values.mean())
+    own_mean = Baseline("own mean", lambda values: jnp.full_like(values, values.mean()), independent=False)
 
     def sides(case, baseline):
         result = exact.exact_moments(score_function(2, baseline=baseline), *quadratic(case))

@@ -6,6 +6,14 @@
 
 from vbjax.estimators.estimate import value_and_grad
 from vbjax.estimators.pathwise import pathwise
-from vbjax.estimators.score_function import constant, leave_one_out, no_baseline, score_function
+from vbjax.estimators.score_function import Baseline, constant, leave_one_out, no_baseline, score_function
 
-__all__ = ["constant", "leave_one_out", "no_baseline", "pathwise", "score_function", "value_and_grad"]
+__all__ = [
+    "Baseline",
+    "constant",
+    "leave_one_out",
+    "no_baseline",
+    "pathwise",
+    "score_function",
+    "value_and_grad",
+]

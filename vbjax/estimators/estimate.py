@@ -4,8 +4,9 @@ from typing import Any
 
 import jax
 
+from vbjax import bounds
 from vbjax.distributions import Distribution
-from vbjax.types import Event, GradientEstimator, NotAvailable, Params, PRNGKey, Problem, Scalar
+from vbjax.types import Bound, Event, GradientEstimator, NotAvailable, Params, PRNGKey, Problem, Scalar
 
 
 def value_and_grad(
@@ -37,6 +38,13 @@ def check_samples(samples: int) -> None:
     """Raise ValueError for a number of samples below one."""
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
+
+
+def estimator_name(factory: str, *arguments: object, bound: Bound) -> str:
+    """The call that made an estimator; the bound is named where it is not the mean."""
+    if bound is not bounds.mean:
+        arguments = (*arguments, getattr(bound, "__name__", type(bound).__name__))
+    return f"{factory}({', '.join(map(str, arguments))})"
 
 
 def require_capability(estimator: str, q: Distribution, capability: str, way_out: str) -> None:

@@ -4,7 +4,7 @@ import jax
 
 from vbjax import bounds
 from vbjax.distributions import Copies
-from vbjax.estimators.estimate import check_samples, require_capability
+from vbjax.estimators.estimate import check_samples, estimator_name, require_capability
 from vbjax.types import Bound, GradientEstimator, Spec
 
 
@@ -14,20 +14,28 @@ def pathwise(samples: int = 1, *, bound: Bound = bounds.mean) -> GradientEstimat
     samples: K draws per estimate. bound: B, of the K values of f; the mean gives E_q f. Unbiased when f is
     continuous in z and differentiable almost everywhere. *Wrong, and silently small, where f jumps*: rounding,
     comparisons, argmax; use `score_function` there. Raises `NotAvailable` for laws without a reparameterisation.
-    Gamma-type laws differentiate implicitly, to second order by `jax.hessian`. Source: Kingma & Welling (2014),
-    eq. 5; Mohamed et al. (2020), section 5; lecture 000 «Basics: Reparameterization Trick».
+    Right to every order of derivative, but the gamma family (gamma, beta, Dirichlet, Student's t) differentiates
+    implicitly, by a loop that JAX cannot reverse: there `jax.grad` of `jax.grad` raises ValueError, and second
+    derivatives are `jax.hessian` or `jax.jacfwd` of the gradient. Source: Kingma & Welling (2014), eq. 5; Mohamed et
+    al. (2020), section 5; lecture 000 «Basics: Reparameterization Trick».
     """
     check_samples(samples)
 
-    def noise(q):
+    def require_reparameterised(q):
         require_capability("pathwise", q, "reparameterised", "use score_function, which needs only log_prob")
+
+    def noise(q):
+        require_reparameterised(q)
         return Copies(q.noise(), samples)
 
     def surrogate(state, noise, f, q):
+        require_reparameterised(q)
         return bound(jax.vmap(lambda xi: f(q.transport(xi)))(noise))
 
     return GradientEstimator(
-        spec=Spec(f"pathwise({samples})", True, True, True, ("reparameterised",), samples, None),
+        spec=Spec(
+            estimator_name("pathwise", samples, bound=bound), True, True, True, ("reparameterised",), samples, None
+        ),
         noise=noise,
         surrogate=surrogate,
         init=lambda q: (),
