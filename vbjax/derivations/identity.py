@@ -25,11 +25,11 @@ Side = Callable[..., Answer]
 """`instance -> answer`; for a `Statistical` test the left side is `(key, instance) -> answer`."""
 
 
-class Agreement(NamedTuple):
-    """The sides are equal: every difference is at most `tolerance` times the right side's size, or times one."""
+@dataclasses.dataclass(frozen=True)
+class _Tolerance:
+    """A comparison of exact sides: errors up to `tolerance` pass, controls must be out by ten times that."""
 
     tolerance: float
-    relation = "="
 
     @property
     def rejection(self) -> float:
@@ -39,46 +39,32 @@ class Agreement(NamedTuple):
     def limit(self, size: int) -> float:
         """The largest error that passes, for sides of that many numbers."""
         return self.tolerance
+
+
+class Agreement(_Tolerance):
+    """The sides are equal: every difference is at most `tolerance` times the right side's size, or times one."""
+
+    relation = "="
 
     def error(self, lhs: "Numbers", rhs: "Numbers") -> float:
         """Largest difference, relative to the right side where that is larger than one."""
         return float(np.max(np.abs(_difference(lhs, rhs)) / _size(rhs)))
 
 
-class AtMost(NamedTuple):
+class AtMost(_Tolerance):
     """The left side never exceeds the right one by more than `tolerance` times the right side's size, or one."""
 
-    tolerance: float
     relation = "≤"
-
-    @property
-    def rejection(self) -> float:
-        """The error from which on a control counts as rejected."""
-        return 10 * self.tolerance
-
-    def limit(self, size: int) -> float:
-        """The largest error that passes, for sides of that many numbers."""
-        return self.tolerance
 
     def error(self, lhs: "Numbers", rhs: "Numbers") -> float:
         """Largest excess of the left side, zero if there is none."""
         return float(np.max(np.maximum(_difference(lhs, rhs), 0) / _size(rhs)))
 
 
-class AtLeast(NamedTuple):
+class AtLeast(_Tolerance):
     """The left side never falls below the right one by more than `tolerance` times the right side's size, or one."""
 
-    tolerance: float
     relation = "≥"
-
-    @property
-    def rejection(self) -> float:
-        """The error from which on a control counts as rejected."""
-        return 10 * self.tolerance
-
-    def limit(self, size: int) -> float:
-        """The largest error that passes, for sides of that many numbers."""
-        return self.tolerance
 
     def error(self, lhs: "Numbers", rhs: "Numbers") -> float:
         """Largest shortfall of the left side, zero if there is none."""
