@@ -14,6 +14,7 @@ from vbjax import bounds, exact
 from vbjax.derivations import linear_gaussian as lg
 from vbjax.derivations.identity import Agreement, Control, Identity, entry
 from vbjax.derivations.linear_gaussian import LinearGaussian
+from vbjax.derivations.lower_bound import Discrete
 from vbjax.derivations.optimum import maximise
 from vbjax.distributions import Categorical, MultivariateNormal, Normal
 from vbjax.divergences import kl_divergence
@@ -32,14 +33,6 @@ class Spectrum(NamedTuple):
 
     eigenvalues: tuple
     noise_variance: float
-
-
-class Discrete(NamedTuple):
-    """p(z), p(x|z) of the observed x, and q(z|x), on a finite set of codes."""
-
-    prior: tuple
-    likelihood: tuple
-    q: tuple
 
 
 class TwoLevels(NamedTuple):

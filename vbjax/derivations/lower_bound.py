@@ -43,7 +43,7 @@ class Count(NamedTuple):
 
 
 class Discrete(NamedTuple):
-    """p(z), p(x|z) of the observed x, and q(z), on a finite set of codes."""
+    """p(z), p(x|z) of the observed x, and q(z) or q(z|x), on a finite set of codes."""
 
     prior: tuple
     likelihood: tuple
