@@ -44,6 +44,22 @@ def elbo(log_likelihood: LogDensity, q: Distribution, prior: Distribution, z) ->
     return ELBO(log_likelihood(z), kl_divergence(q, prior))
 
 
+class LogWeight(NamedTuple):
+    """The objective log w(z) = log p(x|z) + log p(z) - log q(z) as its three parts, in nats.
+
+    A plain function computes the same number; estimators that treat the parts differently (`doubly_reparameterised`,
+    `reweighted_wake_sleep`, ...) ask for this one. log_likelihood: `z -> log p(x|z)` for one x.
+    """
+
+    log_likelihood: LogDensity
+    prior: Distribution
+    q: Distribution
+
+    def __call__(self, z) -> Scalar:
+        """The log-weight of one event."""
+        return self.log_likelihood(z) + self.prior.log_prob(z) - self.q.log_prob(z)
+
+
 def mean(log_weights: LogWeights) -> Scalar:
     """The average log-weight: the ELBO, whatever K (Jordan et al. 1999)."""
     return log_weights.mean()

@@ -74,20 +74,29 @@ class Spec(NamedTuple):
     derivative_order: int | None
 
 
+def _no_state(q):
+    return ()
+
+
+def _same_state(state, noise, f, q):
+    return state
+
+
 class GradientEstimator(NamedTuple):
     """A Monte-Carlo gradient estimator as pure functions of explicit noise.
 
     noise: q -> the law of all the randomness. surrogate: (state, noise, f, q) -> a scalar whose value estimates
     the objective and whose `jax.grad`, in q and in everything that `f` closes over, is the gradient estimate.
     init: q -> state. update: (state, noise, f, q) -> state, applied strictly after use, so that a learned
-    baseline never sees its own sample. Stateless estimators carry `()`.
+    baseline never sees its own sample. A stateless estimator leaves both out and carries `()`. The state of a batch
+    of examples is the mean of what `update` returns for each, so a state is a pytree of floats that averages.
     """
 
     spec: Spec
     noise: Callable[[Any], Any]
     surrogate: Callable[[Any, Event, Objective, Any], Scalar]
-    init: Callable[[Any], Any]
-    update: Callable[[Any, Event, Objective, Any], Any]
+    init: Callable[[Any], Any] = _no_state
+    update: Callable[[Any, Event, Objective, Any], Any] = _same_state
 
 
 P = TypeVar("P")

@@ -1,12 +1,25 @@
 """What every estimator's factory and user share: one draw of an estimate, and the checks before it."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from vbjax import bounds
 from vbjax.distributions import Distribution
-from vbjax.types import Bound, Event, GradientEstimator, NotAvailable, Params, PRNGKey, Problem, Scalar
+from vbjax.types import (
+    Bound,
+    Event,
+    GradientEstimator,
+    NotAvailable,
+    Params,
+    PRNGKey,
+    Problem,
+    Scalar,
+    stop_gradient,
+)
+
+Q = TypeVar("Q")
 
 
 def value_and_grad(
@@ -32,6 +45,40 @@ def value_and_grad_at(
         return estimator.surrogate(state, noise, f, q)
 
     return jax.value_and_grad(surrogate)(params)
+
+
+def inject(q: Q, gradient: Q, *, estimator: str) -> Scalar:
+    """A scalar zero whose gradient in q is the given one, for estimators that know the gradient itself.
+
+    q, gradient: pytrees of the same structure. The gradient counts as a constant, so a second derivative would be
+    wrong: asking for one raises `NotAvailable`, naming the estimator.
+    """
+    leaves, gradients = jax.tree.leaves(q), jax.tree.leaves(stop_gradient(gradient))
+
+    @jax.custom_jvp
+    def nothing(x):
+        return jnp.zeros_like(x)
+
+    @nothing.defjvp
+    def refuse(primals, tangents):
+        raise NotAvailable(f"{estimator} gives first derivatives only; use score_function or pathwise.")
+
+    @jax.custom_jvp
+    def zero(*leaves):
+        return sum(jnp.zeros_like(leaf).sum() for leaf in leaves)
+
+    @zero.defjvp
+    def slope(primals, tangents):
+        slopes = [jnp.vdot(g + nothing(x), x_dot) for g, x, x_dot in zip(gradients, primals, tangents, strict=True)]
+        return zero(*primals), sum(slopes)
+
+    return jnp.asarray(zero(*leaves))
+
+
+def score(q: Q, z: Event) -> Q:
+    """The gradient of log q(z) in the parameters of q, a pytree like q, with no gradient flowing through it."""
+    z = stop_gradient(z)
+    return jax.grad(lambda q: q.log_prob(z))(stop_gradient(q))
 
 
 def check_samples(samples: int) -> None:

@@ -38,6 +38,4 @@ def pathwise(samples: int = 1, *, bound: Bound = bounds.mean) -> GradientEstimat
         ),
         noise=noise,
         surrogate=surrogate,
-        init=lambda q: (),
-        update=lambda state, noise, f, q: state,
     )

@@ -85,6 +85,4 @@ def score_function(
         spec=Spec(name, True, baseline.independent, True, ("fixed_support",), samples, None),
         noise=noise,
         surrogate=surrogate,
-        init=lambda q: (),
-        update=lambda state, noise, f, q: state,
     )
