@@ -11,6 +11,7 @@ from vbjax.distributions.discrete import Bernoulli, Categorical, OneHotCategoric
 from vbjax.distributions.discretised import DiscretisedLogistic, DiscretisedLogisticMixture, DiscretisedNormal
 from vbjax.distributions.family import Capabilities, Distribution
 from vbjax.distributions.gamma import Beta, Dirichlet, Gamma, LogGamma, StudentT
+from vbjax.distributions.sobol import ScrambledSobol
 
 __all__ = [
     "Bernoulli",
@@ -34,6 +35,7 @@ __all__ = [
     "Normal",
     "OneHotCategorical",
     "Poisson",
+    "ScrambledSobol",
     "StudentT",
     "Uniform",
 ]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import logit, ndtr, ndtri
 from jaxtyping import Array, Float
 from scipy import special
 
@@ -37,7 +38,10 @@ class _LocationScale(Distribution):
     loc: Array
     scale: Array
     reparameterised = True
+    closed_form_cdf = True
     _standard: ClassVar[Callable[..., Array]]
+    _standard_cdf: ClassVar[Callable[[Array], Array]]
+    _standard_quantile: ClassVar[Callable[[Array], Array]]
 
     def _rule(self, order: int) -> tuple[np.ndarray, np.ndarray]:
         """One-dimensional rule for the standard member."""
@@ -54,6 +58,18 @@ class _LocationScale(Distribution):
 
     def transport(self, noise):
         return self.loc + self.scale * noise
+
+    def inverse_transport(self, x):
+        return (x - self.loc) / self.scale
+
+    def reflect(self, x):
+        return 2 * self.loc - x
+
+    def quantile(self, u):
+        return self.transport(self._standard_quantile(u))
+
+    def cdf(self, x):
+        return self._standard_cdf(self.inverse_transport(x))
 
     def sample(self, key, shape=()):
         return vmap_over(shape, self.transport)(self._standard(key, shape + self.loc.shape, self.dtype))
@@ -78,6 +94,8 @@ class Normal(_LocationScale):
     loc: Float[Array, "*event"]
     scale: Float[Array, "*event"]
     _standard = staticmethod(jax.random.normal)
+    _standard_cdf = staticmethod(ndtr)
+    _standard_quantile = staticmethod(ndtri)
 
     def log_prob(self, x):
         z = (x - self.loc) / self.scale
@@ -139,6 +157,9 @@ class MultivariateNormal(Distribution):
     def transport(self, noise):
         return self.loc + (self.scale_tril @ noise[..., None])[..., 0]
 
+    def inverse_transport(self, x):
+        return self.whiten(x)
+
     def sample(self, key, shape=()):
         return vmap_over(shape, self.transport)(jax.random.normal(key, shape + self.loc.shape, self.dtype))
 
@@ -195,6 +216,9 @@ class LogNormal(Distribution):
     def transport(self, noise):
         return jnp.exp(self.log().transport(noise))
 
+    def inverse_transport(self, x):
+        return self.log().inverse_transport(jnp.log(x))
+
     def sample(self, key, shape=()):
         return jnp.exp(self.log().sample(key, shape))
 
@@ -225,6 +249,15 @@ class Laplace(_LocationScale):
     scale: Float[Array, "*event"]
     _standard = staticmethod(jax.random.laplace)
 
+    @staticmethod
+    def _standard_cdf(x):
+        tail = 0.5 * jnp.exp(-jnp.abs(x))
+        return jnp.where(x < 0, tail, 1 - tail)
+
+    @staticmethod
+    def _standard_quantile(u):
+        return jnp.where(u < 0.5, jnp.log(2 * u), -jnp.log(2 * (1 - u)))
+
     def log_prob(self, x):
         return jnp.sum(-jnp.abs(x - self.loc) / self.scale - jnp.log(2 * self.scale))
 
@@ -248,6 +281,8 @@ class Logistic(_LocationScale):
     loc: Float[Array, "*event"]
     scale: Float[Array, "*event"]
     _standard = staticmethod(jax.random.logistic)
+    _standard_cdf = staticmethod(jax.nn.sigmoid)
+    _standard_quantile = staticmethod(logit)
 
     def log_prob(self, x):
         z = (x - self.loc) / self.scale
@@ -288,6 +323,12 @@ class Uniform(Distribution):
 
     def transport(self, noise):
         return self.low + (self.high - self.low) * noise
+
+    def reflect(self, x):
+        return self.low + self.high - x
+
+    def quantile(self, u):
+        return self.transport(u)
 
     def sample(self, key, shape=()):
         return vmap_over(shape, self.transport)(jax.random.uniform(key, shape + self.low.shape, self.dtype))

@@ -113,6 +113,7 @@ class Distribution:
     discrete: ClassVar[bool] = False
     fixed_support: ClassVar[bool] = True
     closed_form_entropy: ClassVar[bool] = True
+    closed_form_cdf: ClassVar[bool] = False
 
     @property
     def enumerable(self) -> bool:
@@ -169,6 +170,22 @@ class Distribution:
     def transport(self, noise: Event) -> Event:
         """Map noise to an event, differentiably in the parameters: `transport(noise().sample(key))` has this law."""
         raise self._missing("reparameterisation", "use a score-function estimator")
+
+    def inverse_transport(self, x: Event) -> Event:
+        """The noise that `transport` carries to x."""
+        raise self._missing("inverse of its transport", "use doubly_reparameterised")
+
+    def reflect(self, x: Event) -> Event:
+        """The mirror image of an event about the centre of symmetry: it has the same law."""
+        raise self._missing("symmetry", "use pathwise, whose draws are independent")
+
+    def quantile(self, u: Event) -> Event:
+        """The event whose coordinates have the distribution functions u, each inside (0, 1)."""
+        raise self._missing("quantile function", "use pathwise, whose draws are independent")
+
+    def cdf(self, x: Event) -> Event:
+        """The distribution function of each of the independent coordinates; `closed_form_cdf` says if there is one."""
+        raise self._missing("distribution function", "average `sample(key, (n,)) <= x`")
 
     def enumerate(self) -> Event:
         """All events of a finite support, stacked on a leading axis."""
