@@ -1,7 +1,11 @@
-"""The score-function gradient (REINFORCE) and its baselines: differentiate the density, never the sample."""
+"""The score-function gradient (REINFORCE) and its baselines: differentiate the density, never the sample.
+
+Baselines that remember or learn are in `baselines`, expansions of f in `control_variates`, and the leave-one-out
+signal of bounds other than the mean in `multi_sample`.
+"""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,7 @@ from jaxtyping import Array, Float
 from vbjax import bounds
 from vbjax.distributions import Copies
 from vbjax.estimators.estimate import check_samples, estimator_name, require_capability
-from vbjax.types import Bound, GradientEstimator, Spec, stop_gradient
+from vbjax.types import Bound, Event, GradientEstimator, Objective, Scalar, Spec, stop_gradient
 
 
 class Baseline(NamedTuple):
@@ -47,7 +51,8 @@ def score_function(
     """Estimate ∇E_q f by the mean of (f(z_k) - b_k) ∇log q(z_k) + ∇f(z_k), z_k drawn from q and held fixed.
 
     samples: K draws per estimate. baseline: `no_baseline`, `constant(b)`, `leave_one_out` or another `Baseline`.
-    bound: of the K values of f; other bounds than the mean have one value, so they take no leave-one-out baseline.
+    bound: of the K values of f; other bounds than the mean have one value, so they take no leave-one-out baseline:
+    `vimco` is theirs.
     Needs only log_prob, so it serves discrete laws and discontinuous f, at a variance that pathwise estimators
     usually undercut. Right to every order of derivative (the surrogate is the DiCE of Foerster et al. 2018). Raises
     `NotAvailable` for a law whose support moves with its parameters, where the score misses a boundary term;
@@ -55,30 +60,20 @@ def score_function(
     Source: Mohamed et al. (2020), eq. 12; lecture 000 «Optimization over the variational distribution».
     """
     check_samples(samples)
-    if not isinstance(baseline, Baseline):
-        raise TypeError(f"baseline must be a Baseline, got {baseline!r}; wrap it in "
-                        "Baseline(name, function, independent=False)")  # fmt: skip
+    check_baseline(baseline, samples)
     if bound is not bounds.mean and baseline.min_samples > 1:
-        raise ValueError(f"{baseline.name} serves the mean of the samples only; use no_baseline or constant(b)")
-    if samples < baseline.min_samples:
-        raise ValueError(f"{baseline.name} needs samples >= {baseline.min_samples}, got {samples}")
-
-    def require_fixed_support(q):
-        require_capability("score_function", q, "fixed_support", "use pathwise")
+        raise ValueError(
+            f"{baseline.name} serves the mean of the samples only; use no_baseline or constant(b), or vimco, which "
+            "leaves one out of any bound"
+        )
 
     def noise(q):
-        require_fixed_support(q)
-        return Copies(stop_gradient(q), samples)
+        return draws("score_function", q, samples)
 
     def surrogate(state, z, f, q):
-        require_fixed_support(q)
-        values = jax.vmap(f)(z)
-        log_q = jax.vmap(q.log_prob)(z)
-        if bound is not bounds.mean:
-            values, log_q = bound(values)[None], log_q.sum()[None]
-        magic_box = jnp.exp(log_q - stop_gradient(log_q))  # is 1; its derivative is the score
-        b = stop_gradient(baseline.function(values))
-        return jnp.mean(b + (values - b) * magic_box)
+        require_fixed_support("score_function", q)
+        values, log_q = values_and_log_probs(z, f, q, bound)
+        return dice(values, log_q, baseline.function(values))
 
     name = estimator_name("score_function", samples, baseline.name, bound=bound)
     return GradientEstimator(
@@ -86,3 +81,39 @@ def score_function(
         noise=noise,
         surrogate=surrogate,
     )
+
+
+def require_fixed_support(estimator: str, q: Any) -> None:
+    """Raise `NotAvailable` for a law whose support moves with its parameters: the score misses a boundary term."""
+    require_capability(estimator, q, "fixed_support", "use pathwise")
+
+
+def draws(estimator: str, q: Any, samples: int) -> Copies:
+    """The noise of every estimator by the score: K draws of q, held fixed."""
+    require_fixed_support(estimator, q)
+    return Copies(stop_gradient(q), samples)
+
+
+def values_and_log_probs(z: Event, f: Objective, q: Any, bound: Bound) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+    """What the score multiplies, and the log-densities whose gradient it is.
+
+    For the mean these are f(z_k) and log q(z_k), n = K; any other bound is one value of all the draws, n = 1.
+    """
+    values, log_q = jax.vmap(f)(z), jax.vmap(q.log_prob)(z)
+    return (values, log_q) if bound is bounds.mean else (bound(values)[None], log_q.sum()[None])
+
+
+def dice(values: Float[Array, " n"], log_q: Float[Array, " n"], baseline: Float[Array, " n"]) -> Scalar:
+    """The mean of the values, whose derivatives of every order are score-function estimates (Foerster et al. 2018)."""
+    magic_box = jnp.exp(log_q - stop_gradient(log_q))  # is 1; its derivative is the score
+    b = stop_gradient(baseline)
+    return jnp.mean(b + (values - b) * magic_box)
+
+
+def check_baseline(baseline: Any, samples: int) -> None:
+    """TypeError for a baseline that does not say what it sees, ValueError for too few samples."""
+    if not isinstance(baseline, Baseline):
+        raise TypeError(f"baseline must be a Baseline, got {baseline!r}; wrap it in "
+                        "Baseline(name, function, independent=False)")  # fmt: skip
+    if samples < baseline.min_samples:
+        raise ValueError(f"{baseline.name} needs samples >= {baseline.min_samples}, got {samples}")
