@@ -96,6 +96,19 @@ def make_optimizer(
     return descent if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), descent)
 
 
+def carry(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
+    """Optimise all but one entry of the parameters; that entry is carried along by plain descent of rate one.
+
+    name: a top-level key. Its "gradient" is the old value minus the new one, so it holds what a loss wants to
+    remember from step to step, such as an estimator's state, inside the same checkpoints.
+    """
+
+    def labels(params):
+        return {key: "carried" if key == name else "optimised" for key in params}
+
+    return optax.multi_transform({"optimised": optimizer, "carried": optax.sgd(1.0)}, labels)
+
+
 def _learning_rate(
     peak: int | float, schedule: str, steps: int | None, warmup_steps: int, final_fraction: int | float | None
 ) -> float | optax.Schedule:

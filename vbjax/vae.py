@@ -17,7 +17,7 @@ from vbjax.types import PRNGKey
 
 
 class VAE(NamedTuple):
-    """prior: p(z). encode: x -> q(z|x), reparameterised. decode: z -> p(x|z). One example at a time."""
+    """prior: p(z). encode: x -> q(z|x). decode: z -> p(x|z). One example at a time."""
 
     prior: Distribution
     encode: Callable[[Array], Distribution]
@@ -35,14 +35,16 @@ def elbo(key: PRNGKey, vae: VAE, x: Array) -> bounds.ELBO:
 
 
 def log_weights(key: PRNGKey, vae: VAE, x: Array, *, samples: int) -> Float[Array, " k"]:
-    """log p(x, z_k) - log q(z_k|x) at K pathwise draws z_k of q(z|x), in nats; feed them to any of `bounds`."""
+    """log p(x, z_k) - log q(z_k|x) at K draws z_k of q(z|x), in nats; feed them to any of `bounds`.
+
+    The draws carry a gradient where q is reparameterised; for other laws use `estimators`.
+    """
     q = vae.encode(x)
-
-    def log_weight(noise):
-        z = q.transport(noise)
-        return vae.decode(z).log_prob(x) + vae.prior.log_prob(z) - q.log_prob(z)
-
-    return jax.vmap(log_weight)(q.noise().sample(key, (samples,)))
+    if q.capabilities.reparameterised:
+        z = jax.vmap(q.transport)(q.noise().sample(key, (samples,)))
+    else:
+        z = q.sample(key, (samples,))
+    return jax.vmap(bounds.LogWeight(lambda z: vae.decode(z).log_prob(x), vae.prior, q))(z)
 
 
 def reconstruct(vae: VAE, x: Array) -> Array:

@@ -15,6 +15,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
     "tanh": jnp.tanh,
+    "leaky_relu": jax.nn.leaky_relu,
 }
 
 

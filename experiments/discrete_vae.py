@@ -1,0 +1,307 @@
+"""Train a VAE with discrete latents by any gradient estimator, and watch the variance of its gradient.
+
+    python experiments/discrete_vae.py                                               # the 8x8 digits, RLOO
+    python experiments/discrete_vae.py --dataset fashion_mnist --estimator disarm    # --data-files DIR, no network
+    python experiments/discrete_vae.py --estimator relax --resume                    # go on after an interruption
+
+The set-up of Dong et al. (2020): 200 Bernoulli latents, pixels binarised afresh at every step, a linear model or two
+hidden layers of 200. `vbjax study --list` lists the estimators. The run folder holds config.json, metrics.jsonl
+(training bound, variance and signal-to-noise ratio of the encoder's gradient), checkpoints/, pictures/ and card.json.
+"""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vbjax.cli import BAD_INPUT, exit_with, start_jax
+
+start_jax()
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+
+from vbjax import cards, checkpoints, datasets, evaluation, progress, runs, training
+from vbjax.estimators import catalogue
+from vbjax.networks.discrete_vae import DiscreteVAENetworks, discrete_vae
+from vbjax.reports import pictures
+from vbjax.types import GradientEstimator, NotAvailable
+
+GRADIENT_DRAWS = 32
+"""Gradients of one batch behind each variance that is logged."""
+JUDGED = 1000
+"""Training examples whose ELBO is logged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is computed. Two runs with the same configuration give the same bits on the same machine."""
+
+    dataset: Literal["digits", "mnist", "fashion_mnist"] = "digits"
+    """Data set; all but the digits come from tensorflow-datasets."""
+    estimator: str = "rloo"
+    """Gradient estimator by name, as `vbjax study --list` shows them."""
+    samples: int = 2
+    """Samples per estimate."""
+    latents: Literal["bernoulli", "categorical"] = "bernoulli"
+    """Kind of latent."""
+    latent_shape: tuple[int, ...] = (200,)
+    """(d,) bits, or (d, k) for d categorical latents with k outcomes."""
+    hidden: tuple[int, ...] = ()
+    """Hidden widths; empty is the linear model, 200 200 the nonlinear one of the literature."""
+    steps: int = 2000
+    """Training steps."""
+    batch_size: int = 50
+    """Examples per step."""
+    learning_rate: float = 1e-3
+    """Learning rate of Adam."""
+    log_every: int = 1000
+    """Steps between rows of metrics: bound on training data, variance and signal-to-noise ratio of the gradient."""
+    seed: int = 0
+    """Everything random follows from it."""
+    eval_samples: int = 100
+    """K of the IWAE-K test likelihood."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where and how: none of it changes a number."""
+
+    out: Path | None = None
+    """Run folder. Default: runs/discrete-vae-DATASET-ESTIMATOR."""
+    resume: bool = False
+    """Go on from the last whole checkpoint of the same configuration."""
+    overwrite: bool = False
+    """Delete what an earlier run left in the folder."""
+    download: bool = False
+    """Allow downloading the data set; nothing is downloaded otherwise."""
+    data_files: Path | None = None
+    """Folder with the published data files, for use without a network."""
+    data_dir: Path | None = None
+    """Where prepared data sets live. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    json: bool = False
+    """Print the result card as JSON on standard output."""
+    quiet: bool = False
+    """No progress bar and no summary."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """All of the command line."""
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    run: tyro.conf.OmitArgPrefixes[Run]
+
+
+class Setup(NamedTuple):
+    """What was asked for, and what it makes."""
+
+    config: Config
+    run: Run
+    data: datasets.Dataset
+    networks: DiscreteVAENetworks
+    estimator: GradientEstimator
+    optimizer: Any
+
+
+def validate(config: Config, run: Run) -> None:
+    """Raise ValueError or NotAvailable, naming the way out, for whatever can be refused without the data."""
+    for name, value in dataclasses.asdict(config).items():
+        least = {"seed": 0, "eval_samples": 2, "log_every": 1}.get(name, 1)
+        if type(value) is int and not least <= value < 2**31:
+            raise ValueError(f"{name} must be a whole number from {least} to 2^31 - 1, got {value}")
+    networks = build(config, np.full((8, 8), 0.5))
+    estimator = catalogue.make(config.estimator, config.samples)
+    state = jax.eval_shape(lambda key: networks.init(key, estimator), jax.random.key(0))
+    images = jax.ShapeDtypeStruct((1, 8, 8), jnp.uint8)
+    loss = networks.loss(estimator, levels=17, bound=catalogue.METHODS[config.estimator].bound)
+    jax.eval_shape(jax.grad(loss, argnums=1, has_aux=True), jax.random.key(0), state, images)
+
+
+def build(config: Config, pixel_mean: np.ndarray) -> DiscreteVAENetworks:
+    """The networks for images with this mean."""
+    return discrete_vae(pixel_mean, latents=config.latents, latent_shape=config.latent_shape, hidden=config.hidden)
+
+
+def assemble(config: Config, run: Run) -> Setup:
+    """Load the data and build everything that the run needs."""
+    data = datasets.load(config.dataset, data_dir=run.data_dir, manual_dir=run.data_files, download=run.download)
+    count = data.train_images.shape[0]
+    if config.batch_size > count:
+        raise ValueError(f"batch_size {config.batch_size} exceeds the {count} training examples of {config.dataset}")
+    pixel_mean = np.asarray(data.train_images, np.float64).mean(0) / (data.levels - 1)
+    return Setup(
+        config,
+        run,
+        data.on_device(),
+        build(config, pixel_mean),
+        catalogue.make(config.estimator, config.samples),
+        training.carry(training.make_optimizer(learning_rate=config.learning_rate), "estimator"),
+    )
+
+
+def bits(key, images, levels: int):
+    """Images as random bits, drawn once."""
+    keys = jax.random.split(key, images.shape[0])
+    drawn = jax.vmap(lambda key, image: datasets.dynamic_binarise(key, image, levels))(keys, images)
+    return drawn.astype(jnp.float32)
+
+
+def statistics(setup: Setup):
+    """The function that fills a row of metrics: (key, params) -> the ELBO of fixed training examples at true draws of
+    q, and variance and signal-to-noise ratio of one batch's gradient in the encoder, all its parameters together.
+    """
+    config, networks, data = setup.config, setup.networks, setup.data
+    # bits as images of two levels, which binarisation leaves alone: only the estimator's noise varies
+    loss = networks.loss(setup.estimator, levels=2, bound=catalogue.METHODS[config.estimator].bound)
+    fixed = bits(jax.random.key(config.seed), data.train_images[:JUDGED], data.levels)
+
+    @jax.jit
+    def measure(key, params, images):
+        key_gradient, key_elbo = jax.random.split(key)
+
+        def encoder_gradient(key):
+            gradient = jax.grad(loss, argnums=1, has_aux=True)(key, params, images[: config.batch_size])[0]
+            return ravel_pytree(gradient["encoder"])[0]
+
+        draws = jax.lax.map(encoder_gradient, jax.random.split(key_gradient, GRADIENT_DRAWS))
+        mean, variance = draws.mean(0), draws.var(0, ddof=1).sum()
+        # the squared mean of M draws exceeds the signal by variance / M
+        signal = jnp.maximum(jnp.sum(mean**2) - variance / GRADIENT_DRAWS, 0)
+        return {
+            "train_elbo": elbos(key_elbo, networks, params, images).mean(),
+            "gradient_variance": variance,
+            "gradient_snr": jnp.sqrt(signal / variance),
+        }
+
+    return lambda key, params: {name: float(value) for name, value in measure(key, params, fixed).items()}
+
+
+def elbos(key, networks: DiscreteVAENetworks, params, images):
+    """The ELBO of each image of bits at one true draw of q, in nats; the KL is exact."""
+
+    def one(example):
+        key, x = example
+        q, f = networks.problem(x)(params)
+        return f(q.sample(key))
+
+    return jax.lax.map(one, (jax.random.split(key, images.shape[0]), images), batch_size=250)
+
+
+def evaluate(key, setup: Setup, params) -> dict[str, cards.Number]:
+    """Test numbers with their standard errors over examples, in nats."""
+    key_bits, key_elbo, key_iwae = jax.random.split(key, 3)
+    images = bits(key_bits, setup.data.test_images, setup.data.levels)
+    samples = setup.config.eval_samples
+
+    @jax.jit
+    def measure(params, images):
+        return (
+            evaluation.over_examples(-elbos(key_elbo, setup.networks, params, images)),
+            evaluation.importance_weighted_nll(
+                key_iwae, setup.networks.bind(params), images, samples=samples, batch_size=max(1, 4000 // samples)
+            ),
+        )
+
+    negative_elbo, likelihood = measure(params, images)
+    return {
+        "negative_elbo": cards.number(negative_elbo.value, negative_elbo.standard_error, unit="nats"),
+        f"iwae_{samples}_nll": cards.number(likelihood.nats.value, likelihood.nats.standard_error, unit="nats"),
+        "monte_carlo_error": cards.number(likelihood.monte_carlo_error, unit="nats"),
+    }
+
+
+def main(config: Config, run: Run) -> cards.Card:
+    """Train, evaluate, draw; returns the result card that the run folder holds."""
+    begin, provenance = time.perf_counter(), cards.provenance()
+    with exit_with(BAD_INPUT, ValueError, NotAvailable, runs.RunError, datasets.DatasetUnavailable):
+        validate(config, run)
+        setup = assemble(config, run)
+        key_init, key_data, key_train, key_watch, key_test = jax.random.split(jax.random.key(config.seed), 5)
+        params = jax.jit(lambda key: setup.networks.init(key, setup.estimator))(key_init)
+        state = training.init_state(params, setup.optimizer)
+        folder = runs.RunFolder.open(
+            run.out or Path("runs") / f"discrete-vae-{config.dataset}-{config.estimator}",
+            config,
+            resume=run.resume,
+            overwrite=run.overwrite,
+            expected_bytes=checkpoints.expected_bytes(state, keep_last=2),
+        )
+
+    with (
+        exit_with(BAD_INPUT, runs.RunError, OSError),
+        exit_with(1, training.NonFiniteLoss, checkpoints.NonFiniteState),
+        folder,
+    ):
+        state = train(key_train, key_data, key_watch, setup, state, folder, provenance)
+        key_eval, key_pictures = jax.random.split(key_test)
+        numbers = evaluate(key_eval, setup, state.params)
+        vae = setup.networks.bind(state.params)
+        shown = bits(key_pictures, setup.data.test_images[:12], setup.data.levels)
+        pictures.reconstructions(vae, shown).savefig(folder.picture("reconstructions.png"), dpi=160)
+        pictures.samples(key_pictures, vae, count=40).savefig(folder.picture("samples.png"), dpi=160)
+        seconds = time.perf_counter() - begin
+        card = cards.Card(f"discrete-vae-{config.dataset}", numbers, folder.config, config.seed, seconds, provenance)
+        cards.write_card(folder.path / "card.json", card)
+    if run.json:
+        print((folder.path / "card.json").read_text(), end="")
+    elif not run.quiet:
+        print(cards.summary(card))
+        print(f"card, metrics, checkpoints and pictures: {folder.path}/")
+    return card
+
+
+def train(key, key_data, key_watch, setup: Setup, state, folder: runs.RunFolder, provenance) -> training.TrainState:
+    """Train to the configured step, from the last whole checkpoint if asked to, with a bar, metrics and checkpoints.
+
+    `watch_seconds` of a row is what measuring the gradient has cost so far, beside the `seconds` of all of it.
+    """
+    config, run, data, networks, estimator, optimizer = setup
+    measure, watched = statistics(setup), 0.0
+
+    def warn(line: str) -> None:
+        print(f"warning: {line}", file=sys.stderr)
+
+    def batch(images, step):
+        return images[datasets.batch_indices(key_data, step, images.shape[0], config.batch_size)]
+
+    with (
+        checkpoints.CheckpointFolder(
+            folder.checkpoints, config=folder.config, provenance=provenance, warn=warn
+        ) as saved,
+        progress.Progress(config.steps, quiet=run.quiet) as bar,
+    ):
+        restored = saved.restore_latest(state) if run.resume else None
+        state = state if restored is None else restored.state
+        folder.rewind(int(state.step))
+        measure(key_watch, state.params)  # compiled before the clock runs
+
+        def on_chunk(state: training.TrainState, row: training.Row) -> None:
+            nonlocal watched
+            begin = time.perf_counter()
+            row = row | measure(jax.random.fold_in(key_watch, int(row["step"])), state.params)
+            watched += time.perf_counter() - begin
+            folder.log(row | {"watch_seconds": watched})
+            bar.update(row)
+            saved.save(state, metric=row["loss"])
+
+        return training.fit(
+            key,
+            networks.loss(estimator, levels=data.levels, bound=catalogue.METHODS[config.estimator].bound),
+            Partial(batch, data.train_images),
+            optimizer,
+            state,
+            steps=config.steps,
+            chunk=config.log_every,
+            on_chunk=on_chunk,
+        )
+
+
+if __name__ == "__main__":
+    arguments = tyro.cli(Arguments, description=__doc__, default=Arguments(Config(), Run()))
+    main(arguments.config, arguments.run)
