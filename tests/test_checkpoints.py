@@ -301,6 +301,7 @@ print(json.dumps({name: tree_sha256(getattr(state, name)) for name in ("params",
 """
 
 
+@pytest.mark.slow
 def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(tmp_path):
     """Kill -9 strikes a real process while it trains, saves or logs; what is left must be enough, each time."""
     script = tmp_path / "digits_run.py"

@@ -102,6 +102,7 @@ def test_checkpoints_need_a_positive_distance(tmp_path, capsys):
     assert "checkpoint_every" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "likelihood", ["categorical", "discretised_normal", "discretised_logistic", "discretised_logistic_mixture"]
 )

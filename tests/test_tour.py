@@ -21,6 +21,7 @@ def page(tmp_path_factory):
     return tour(folder, **SMALL), (folder / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_tour_writes_one_page_with_checks_study_and_vae(page):
     status, text = page
     assert status == 0
