@@ -1,5 +1,6 @@
 """The toy problems on which gradient estimators are compared in the literature, each with one or two parameters."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,13 +13,19 @@ class ToyProblem(NamedTuple):
     """An objective E_q f to differentiate.
 
     name: short, for tables. statement: the cost and the law in TeX. problem: `params -> (q, f)`, of any float type.
-    params: a pytree of Python floats.
+    params: a pytree of Python floats. summary: half a line. source: the paper. truth: params -> the gradient of E f
+    by other means than `exact_gradient`, where that has no answer. sweep: a parameter's name and the values worth
+    trying.
     """
 
     name: str
     statement: str
     problem: Problem
     params: Any
+    summary: str = ""
+    source: str = ""
+    truth: Callable[[Any], Any] | None = None
+    sweep: tuple[str, Sequence[float]] | None = None
 
 
 def square(centre: float = -0.4, loc: float = 0.7, scale: float = 1.3) -> ToyProblem:
