@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from vbjax.bounds import LogWeight
 from vbjax.distributions import Bernoulli, Normal
@@ -33,7 +33,7 @@ class Regression(NamedTuple):
 def breast_cancer() -> Regression:
     """Diagnosis of 569 tumours (malignant 0, benign 1) by 30 standardised features and an intercept: d = 31.
 
-    Source: Wolberg et al., Wisconsin diagnostic data, as in scikit-learn; the example of Mohamed et al. (2020), section 8.
+    Source: Wolberg et al., Wisconsin diagnostic data, as in scikit-learn; so Mohamed et al. (2020), section 8.
     """
     from sklearn.datasets import load_breast_cancer
 
