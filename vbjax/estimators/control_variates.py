@@ -119,7 +119,7 @@ def _require_moments(name: str, q: Any, order: int) -> None:
         raise NotAvailable(f"{name} expands f around a mean, and a {type(q).__name__}'s events are integers; use "
                            "OneHotCategorical.")  # fmt: skip
     try:
-        jax.eval_shape(lambda q: (q.mean(), q.variance() if order == 2 else ()), q)
+        jax.eval_shape(lambda: (q.mean(), q.variance() if order == 2 else ()))
     except NotAvailable as missing:
         raise NotAvailable(f"{name} needs moments: {missing} Or use score_function.") from None
     if order == 2 and not _has_independent_coordinates(q):
