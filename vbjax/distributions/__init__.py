@@ -11,6 +11,7 @@ from vbjax.distributions.discrete import Bernoulli, Categorical, OneHotCategoric
 from vbjax.distributions.discretised import DiscretisedLogistic, DiscretisedLogisticMixture, DiscretisedNormal
 from vbjax.distributions.family import Capabilities, Distribution
 from vbjax.distributions.gamma import Beta, Dirichlet, Gamma, LogGamma, StudentT
+from vbjax.distributions.hierarchy import Hierarchy
 from vbjax.distributions.sobol import ScrambledSobol
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "DiscretisedNormal",
     "Distribution",
     "Gamma",
+    "Hierarchy",
     "Joint",
     "Laplace",
     "LogGamma",

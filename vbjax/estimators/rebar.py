@@ -1,0 +1,208 @@
+"""Score-function gradients with a control variate by relaxation: REBAR and RELAX, unbiased for discrete laws.
+
+E_q[c(z̃) ∇log q(b) + ∇c(z̃)] = E[∇c(z)] for any differentiable c of the relaxed z, where z̃ is z given its rounding b:
+so c may be subtracted from f and its gradient given back along the two paths. Read `_estimate`, the whole estimator.
+`relax` and `tuned_rebar` learn c by descent on the variance, strictly after use.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vbjax.distributions import Copies, Joint
+from vbjax.estimators.estimate import check_samples, inject
+from vbjax.estimators.relaxed import check_temperature, given, held, relaxation_noise, require_relaxable, soften
+from vbjax.types import GradientEstimator, Params, PRNGKey, Scalar, Spec, stop_gradient
+
+
+class Network(NamedTuple):
+    """A free-form part of the control variate: init: (key, z) -> params; apply: (params, z) -> scalar.
+
+    z is the relaxed variable on the scale of logits, of the event's shape; apply must be differentiable in z.
+    """
+
+    init: Callable[[PRNGKey, Array], Params]
+    apply: Callable[[Params, Array], Scalar]
+
+
+class Optimizer(NamedTuple):
+    """The two functions of an optax optimiser: init: params -> state; update: (gradient, state, params) -> both."""
+
+    init: Callable[[Params], Any]
+    update: Callable[[Params, Any, Params], tuple[Params, Any]]
+
+
+class ControlVariate(NamedTuple):
+    """What is learned: the logarithm of the temperature, the scale of f's relaxation, the network's parameters."""
+
+    log_temperature: Scalar
+    scale: Scalar
+    network: Params
+
+
+class RelaxState(NamedTuple):
+    """control: what the next estimate uses. optimizer: the optimiser's state, with its counts as floats."""
+
+    control: ControlVariate
+    optimizer: Any
+
+
+def sgd(learning_rate: int | float) -> Optimizer:
+    """Plain gradient descent."""
+    return Optimizer(lambda params: (), lambda g, state, params: (jax.tree.map(lambda g: -learning_rate * g, g), state))
+
+
+def perceptron(hidden: int = 16) -> Network:
+    """One hidden layer of tanh units; zero at the start, so that learning begins at REBAR."""
+
+    def init(key, z):
+        weights = jax.random.normal(key, (hidden, z.size), z.dtype) / max(1, z.size) ** 0.5
+        return {"in": weights, "bias": jnp.zeros(hidden, z.dtype), "out": jnp.zeros(hidden, z.dtype)}
+
+    def apply(params, z):
+        return params["out"] @ jnp.tanh(params["in"] @ z.ravel() + params["bias"])
+
+    return Network(init, apply)
+
+
+def rebar(samples: int = 1, *, temperature: int | float = 0.5, scale: int | float = 1.0) -> GradientEstimator:
+    """Estimate ∇E_q f by [f(b) - η f(σ_λ(z̃))] ∇log q(b) + η ∇f(σ_λ(z)) - η ∇f(σ_λ(z̃)).
+
+    temperature: λ > 0; scale: η. z is the relaxation of the hard draw b and z̃ that of b given b: one number, by common
+    random numbers, on two paths. Unbiased for every λ and η; η = 0 is the plain score function. The value and the
+    gradient of the model's parameters are those of f(b). f must accept relaxed events (docstring of `relaxed`) and be
+    continuous there: where it jumps the two paths miss the jump, and the gradient is biased. Not for cheap gradients:
+    three calls of f a sample, where `score_function` with leave_one_out makes one. Raises `NotAvailable` for laws
+    other than Bernoulli and OneHotCategorical, and for second derivatives. Source: Tucker et al. (2017), eq. 8.
+    """
+    check_samples(samples)
+    check_temperature(temperature)
+    name = f"rebar({samples}, temperature={temperature:g}, scale={scale:g})"
+
+    def control(q):
+        return _control_variate(q, temperature, scale, ())
+
+    def surrogate(state, noise, f, q):
+        return _surrogate(name, control(q), None, noise, f, q)
+
+    return GradientEstimator(_spec(name, samples), lambda q: _noise(name, samples, q), surrogate)
+
+
+def tuned_rebar(
+    samples: int = 1,
+    *,
+    temperature: int | float = 0.5,
+    scale: int | float = 1.0,
+    optimizer: Any = None,
+) -> GradientEstimator:
+    """`rebar` whose λ and η descend on the variance of its gradient, one step after each estimate.
+
+    temperature, scale: where learning starts. optimizer: init and update as optax has them, `sgd(0.01)` by default;
+    the loss is ‖gradient in q‖², whose slope is the variance's since the mean does not move. Else as `rebar`.
+    Source: Tucker et al. (2017), section 3.2.
+    """
+    return _learned("tuned_rebar", samples, None, temperature, scale, optimizer, seed=0)
+
+
+def relax(
+    samples: int = 1,
+    *,
+    network: Any = None,
+    temperature: int | float = 0.5,
+    scale: int | float = 1.0,
+    optimizer: Any = None,
+    seed: int = 0,
+) -> GradientEstimator:
+    """`rebar` with the control variate c(z) = η f(σ_λ(z)) + r(z), where λ, η and the network r are learned.
+
+    network: a `Network`, or any object with its init and apply, as a Linen module; by default `perceptron()`. seed: of
+    its first parameters. optimizer: init and update as optax has them, `sgd(0.01)` by default; it descends on
+    ‖gradient in q‖², whose slope is the variance's since the mean does not move, strictly after use. Unbiased at every
+    state. What f differentiates explicitly in q's parameters is outside that loss. Else as `rebar`; not worth its cost
+    where f's own relaxation is close. Source: Grathwohl et al. (2018), eqs. 8-10.
+    """
+    return _learned("relax", samples, perceptron() if network is None else network, temperature, scale, optimizer, seed)
+
+
+def _learned(factory, samples, network, temperature, scale, optimizer, seed) -> GradientEstimator:
+    check_samples(samples)
+    check_temperature(temperature)
+    optimizer = sgd(0.01) if optimizer is None else optimizer
+    name = f"{factory}({samples})"
+
+    def init(q):
+        relaxation_noise(name, q)
+        parameters = () if network is None else network.init(jax.random.key(seed), jnp.zeros_like(q.logits))
+        control = _control_variate(q, temperature, scale, parameters)
+        return RelaxState(control, _as_floats(optimizer.init(control), q.dtype))
+
+    def surrogate(state, noise, f, q):
+        return _surrogate(name, stop_gradient(state.control), network, noise, f, q)
+
+    def update(state, noise, f, q):
+        def size(control):
+            gradient = _gradient(control, network, noise, f, stop_gradient(q))
+            return sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
+
+        slope = jax.grad(size)(state.control)
+        kinds = jax.eval_shape(optimizer.init, state.control)
+        steps, inner = optimizer.update(slope, _as(state.optimizer, kinds), state.control)
+        control = jax.tree.map(jnp.add, state.control, steps)
+        return stop_gradient(RelaxState(control, _as_floats(inner, q.dtype)))
+
+    return GradientEstimator(_spec(name, samples), lambda q: _noise(name, samples, q), surrogate, init, update)
+
+
+def _estimate(q, b, s, f, c):
+    """The gradient in q from one draw: c is the control variate, a function of the relaxed z."""
+    z = stop_gradient(given(q, b, s))
+    value, slope = jax.value_and_grad(c)(z)
+    weight = f(b) - value
+
+    def surrogate(q):
+        # z and z̃ are one point, on two paths
+        return weight * q.log_prob(b) + jnp.vdot(slope, held(q, z) - given(q, b, s))
+
+    return jax.grad(surrogate)(q)
+
+
+def _gradient(control: ControlVariate, network: Any, noise, f, q):
+    """The mean over the draws, as a function of the control variate; q without gradient."""
+
+    def c(z):
+        relaxed = control.scale * f(soften(q, z, jnp.exp(control.log_temperature)))
+        return relaxed if network is None else relaxed + network.apply(control.network, z)
+
+    gradients = jax.vmap(lambda b, s: _estimate(q, b, s, f, c))(*noise)
+    return jax.tree.map(lambda g: g.mean(0), gradients)
+
+
+def _surrogate(name: str, control: ControlVariate, network: Any, noise, f, q) -> Scalar:
+    require_relaxable(name, q, f)
+    b, _ = noise
+    gradient = _gradient(control, network, noise, f, stop_gradient(q))
+    return jax.vmap(f)(b).mean() + inject(q, gradient, estimator=name)
+
+
+def _noise(name: str, samples: int, q):
+    return Copies(Joint((stop_gradient(q), relaxation_noise(name, q))), samples)
+
+
+def _spec(name: str, samples: int) -> Spec:
+    return Spec(name, True, True, True, ("discrete",), 3 * samples, 1)
+
+
+def _control_variate(q, temperature, scale, parameters) -> ControlVariate:
+    return ControlVariate(jnp.log(jnp.asarray(temperature, q.dtype)), jnp.asarray(scale, q.dtype), parameters)
+
+
+def _as_floats(tree, dtype):
+    """States of a batch are averaged, and counts of steps would not survive that as integers."""
+    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype), tree)
+
+
+def _as(tree, kinds):
+    return jax.tree.map(lambda x, kind: x if x.dtype == kind.dtype else jnp.round(x).astype(kind.dtype), tree, kinds)
