@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from vbjax.distributions.family import Distribution, family, static_field, vmap_over
 from vbjax.types import PRNGKey
@@ -20,8 +20,9 @@ class ScrambledSobol(Distribution):
     """`count` points of a Sobol sequence in the quantiles of `base`, stacked on a leading axis like `Copies`.
 
     count: a power of two. Every point alone is uniform in its quantiles, to the last bit of the type, so means are
-    unbiased; together they are spread evenly, so for smooth integrands the variance of a mean falls almost like
-    count⁻³, not count⁻¹. Randomised by a lower triangular matrix over GF(2) and a digital shift for each coordinate.
+    unbiased; together they are spread evenly, so the variance of a mean falls almost like count⁻³ if the integrand is
+    smooth in the quantiles, like count⁻² if its slope there is infinite at the ends (as of a normal variable), and not
+    like count⁻¹. Randomised by a lower triangular matrix over GF(2) and a digital shift for each coordinate.
     Raises ValueError for other counts, and for more coordinates than the 21201 that there are direction numbers for;
     `NotAvailable` where base has no quantile function. Source: Matoušek (1998); Owen (2003); Joe & Kuo (2008).
     """
@@ -56,7 +57,7 @@ class ScrambledSobol(Distribution):
 
 
 def _uniforms(key: PRNGKey, points: Int[np.ndarray, "n d"], dtype: Any) -> Float[Array, "n d"]:
-    """Scrambled points as the mid-points of the type's finest even grid, so that none rounds to zero or one."""
+    """The points, scrambled."""
     key_columns, key_shift, key_rest = jax.random.split(key, 3)
     dimension, digits = points.shape[1], points.shape[0].bit_length() - 1
     random = jax.random.bits(key_columns, (digits, dimension), jnp.uint32)
@@ -66,12 +67,16 @@ def _uniforms(key: PRNGKey, points: Int[np.ndarray, "n d"], dtype: Any) -> Float
         column = jnp.uint32(1 << (_WORD - 1 - j)) | (random[j] >> (j + 1))
         has_digit = (points >> (_WORD - 1 - j)) & 1 == 1
         scrambled ^= jnp.where(has_digit, column[None], jnp.uint32(0))
+    return _inside(scrambled, jax.random.bits(key_rest, points.shape, jnp.uint32), dtype)
+
+
+def _inside(digits: UInt32[Array, "..."], more: UInt32[Array, "..."], dtype: Any) -> Float[Array, "..."]:
+    """Binary digits and the 32 after them as mid-points of the type's finest even grid: none rounds to zero or one."""
     finest = jnp.finfo(dtype).nmant
     if finest <= _WORD:
-        return ((scrambled >> (_WORD - finest)).astype(dtype) + 0.5) * 2.0**-finest
-    rest = jax.random.bits(key_rest, points.shape, jnp.uint32) >> (2 * _WORD - finest)
-    fraction = (rest.astype(dtype) + 0.5) * 2.0 ** (_WORD - finest)
-    return (scrambled.astype(dtype) + fraction) * 2.0**-_WORD
+        return ((digits >> (_WORD - finest)).astype(dtype) + 0.5) * 2.0**-finest
+    fraction = ((more >> (2 * _WORD - finest)).astype(dtype) + 0.5) * 2.0 ** (_WORD - finest)
+    return (digits.astype(dtype) + fraction) * 2.0**-_WORD
 
 
 @functools.cache
