@@ -77,11 +77,12 @@ def quasi_monte_carlo(samples: int = 16, *, bound: Bound = bounds.mean) -> Gradi
     """The pathwise gradient with K randomised Sobol points in place of K independent draws of the noise.
 
     samples: K, a power of two. Unbiased for the mean, as every point alone is of the noise's law; the variance falls
-    like K⁻² for a smooth f of few normal coordinates (K⁻³ of uniform ones), and like K⁻¹ at worst. For another bound the K values are
-    dependent: E B over them lies nearer to its limit than over independent draws, and the spec calls that biased.
-    The noise has no nodes, so `exact_moments` raises `NotAvailable`; so do laws whose noise has no quantile function
-    (the gamma family, mixtures) and a jump of f. Not for one draw at a time: with K = 1 it is `pathwise`. Raises
-    ValueError unless K is a power of two. Source: Buchholz et al. (2018), eq. 6; see `ScrambledSobol`.
+    like K⁻² for a smooth f of few normal coordinates (K⁻³ of uniform ones), and like K⁻¹ at worst. For another bound
+    the K values are dependent: E B over them lies nearer to its limit than over independent draws, and the spec calls
+    that biased. The noise has no nodes, so `exact_moments` raises `NotAvailable`; so do laws whose noise has no
+    quantile function (the gamma family, mixtures) and a jump of f. Not for one draw at a time: with K = 1 it is
+    `pathwise`. Raises ValueError unless K is a power of two. Source: Buchholz et al. (2018), eq. 6; see
+    `ScrambledSobol`.
     """
     check_samples(samples)
     if samples & (samples - 1):
