@@ -511,7 +511,7 @@ def test_check_refuses_a_dropped_path():
     ],
 )
 def test_pathwise_refuses_what_has_no_reparameterisation_and_names_the_way_out(law):
-    with pytest.raises(NotAvailable, match=r"pathwise needs a law that is reparameterised.*use score_function"):
+    with pytest.raises(NotAvailable, match=r"pathwise\(1\) needs a law that is reparameterised.*use score_function"):
         value_and_grad(jax.random.key(0), pathwise(), lambda q: (q, jnp.sum), law())
 
 
