@@ -134,6 +134,7 @@ def test_climbing_the_variance_raises_it():
     assert moments(wrong, 0.45, learn(wrong, 0.45, steps=20))[1] > moments(rebar(), 0.45)[1] + 1e-4
 
 
+@pytest.mark.slow
 def test_the_mean_update_is_the_slope_of_the_exact_variance():
     estimator = tuned_rebar(optimizer=sgd(1.0))
     q, f = coin(0.2)(jnp.asarray(LOGIT))
