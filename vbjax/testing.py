@@ -307,7 +307,7 @@ class _Found(NamedTuple):
 def _run(stream: Iterator[Any], looks: _Looks) -> _Found:
     centre = _project(looks.truth[None], looks.projections)[0]
     count, mean, second = 0, np.zeros_like(centre), np.zeros_like(centre)
-    largest = np.zeros((0, centre.size))
+    largest = np.zeros((0, looks.truth.size))
     planned, best_at = looks.first, math.sqrt(looks.first * looks.last)
     found = _Found("inconclusive", 0, 0, math.nan, math.inf)
     for batch in stream:
@@ -315,13 +315,14 @@ def _run(stream: Iterator[Any], looks: _Looks) -> _Found:
         if not np.isfinite(x).all():
             return _Found("reject", count + len(x), int(np.argmin(np.isfinite(x).all(0))), math.nan, math.nan)
         if count < looks.first:
-            largest = np.concatenate([largest, np.abs(x)])
+            largest = np.concatenate([largest, np.abs(x[:, : looks.truth.size])])
             if len(largest) > _TAIL:
                 largest = np.partition(largest, len(largest) - _TAIL, axis=0)[-_TAIL:]
         count, mean, second = _merge(count, mean, second, x)
         if count < planned:
             continue
         if planned == looks.first:
+            # projections have a variance if all coordinates do, and fold more
             tails = [tail_index(column) for column in largest.T]
             worst = int(np.argmax(tails))
             if tails[worst] > 0.5:
