@@ -211,8 +211,8 @@ class WithoutReplacement(Distribution):
         return Distinct(0, self.logits.shape[0] - 1)
 
     def sample(self, key, shape=()):
-        scores = self.logits + jax.random.gumbel(key, shape + self.logits.shape, self.dtype)
-        return jax.lax.top_k(scores, self.count)[1].astype(jnp.int32)
+        gumbel = jax.random.gumbel(key, shape + self.logits.shape, self.dtype)
+        return vmap_over(shape, lambda g: jax.lax.top_k(self.logits + g, self.count)[1])(gumbel).astype(jnp.int32)
 
     def log_prob(self, x):
         """Σ_i logits[x_i] - log Σ exp of the logits that are left before draw i."""

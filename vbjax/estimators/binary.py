@@ -20,9 +20,9 @@ def arm(samples: int = 1) -> GradientEstimator:
     """Estimate ∇E f by augment-REINFORCE-merge: (f(1[u ≥ σ(-φ)]) - f(1[u < σ(φ)])) (u - 1/2), u uniform per bit.
 
     samples: K vectors u of q's shape; f is evaluated twice for each, 2K calls, whose mean is the value and carries
-    the gradient of what f closes over. Kept for comparison: `disarm` averages over u what is left free, at the same
-    cost and never a higher variance. Gives first derivatives only. Raises `NotAvailable` unless q is a `Bernoulli`.
-    Source: Yin & Zhou (2019), theorem 1.
+    the gradient of what f closes over. Kept for comparison: `disarm` averages over what u leaves free, at the same
+    cost and never a higher variance; here even a bit that is certain gets noise from the others. Gives first
+    derivatives only. Raises `NotAvailable` unless q is a `Bernoulli`. Source: Yin & Zhou (2019), theorem 1.
     """
     check_samples(samples)
     name = estimator_name("arm", samples, bound=bounds.mean)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from vbjax import bounds
 from vbjax.distributions import (
@@ -35,14 +35,14 @@ class Decomposition(NamedTuple):
 
     noise: q -> the law of one draw. base: (q, noise) -> an event of q. replacements: (q, base, noise of the base, noise
     of the other part) -> `(m, *event)`, what is put in the place of each coordinate in turn. gradient: (q, base,
-    values `(m, *event)` of f there less f at the base) -> the gradient, a pytree like q. point_masses: whether p⁺ and
-    p⁻ are fixed outcomes. event: what f is given, from a base event.
+    values `(m, *event)` of f there less f at the base) -> the gradient in each leaf of q, None where it has none.
+    point_masses: whether p⁺ and p⁻ are fixed outcomes. event: what f is given, from a base event.
     """
 
     noise: Callable[[Any], Any]
     base: Callable[[Any, Any], Array]
     replacements: Callable[[Any, Array, Any, Any], Array]
-    gradient: Callable[[Any, Array, Array], Any]
+    gradient: Callable[[Any, Array, Array], tuple[Array | None, ...]]
     point_masses: bool = False
     event: Callable[[Any, Array], Array] = lambda q, z: z
 
@@ -128,17 +128,18 @@ def _calls(family: Decomposition, q: Distribution) -> int:
     return 1 + jax.eval_shape(replacements, q).size
 
 
-def _replaced(base: Float[Array, "*event"], alternatives: Float[Array, "m *event"]) -> Float[Array, "m d *event"]:
+def _replaced(base: Shaped[Array, "*event"], alternatives: Shaped[Array, "m *event"]) -> Shaped[Array, "m d *event"]:
     """The base with one coordinate, in turn, replaced by each of its alternatives."""
     coordinate = jnp.eye(base.size, dtype=bool).reshape(1, base.size, *base.shape)
     return jnp.where(coordinate, alternatives[:, None], base[None, None])
 
 
-def _inject_known(q, gradient, name: str) -> Scalar:
-    """Inject the gradient; a Gamma's concentration has none, and says so when it is differentiated."""
-    if isinstance(q, Gamma):
-        return inject(q.rate, gradient.rate, estimator=name) + _refuse_concentration(q.concentration)
-    return inject(q, gradient, estimator=name)
+def _inject_known(q, gradient: tuple[Array | None, ...], name: str) -> Scalar:
+    """Inject the gradient; a parameter that has none says so when it is differentiated."""
+    pairs = list(zip(jax.tree.leaves(q), gradient, strict=True))
+    known = [(leaf, g) for leaf, g in pairs if g is not None]
+    refused = [_refuse_concentration(leaf) for leaf, g in pairs if g is None]
+    return inject([leaf for leaf, _ in known], [g for _, g in known], estimator=name) + sum(refused)
 
 
 @jax.custom_jvp
@@ -176,7 +177,7 @@ def _normal() -> Decomposition:
 
     def gradient(q, z, change):
         above, below, maxwell = change
-        return Normal((above - below) / (q.scale * math.sqrt(2 * math.pi)), maxwell / q.scale)
+        return (above - below) / (q.scale * math.sqrt(2 * math.pi)), maxwell / q.scale
 
     return Decomposition(noise, base, replacements, gradient)
 
@@ -186,19 +187,16 @@ def _poisson() -> Decomposition:
         noise=lambda q: q,
         base=lambda q, count: count,
         replacements=lambda q, z, first, last: last[None] + 1,
-        gradient=lambda q, z, change: Poisson(change[0]),
+        gradient=lambda q, z, change: (change[0],),
     )
 
 
 def _gamma() -> Decomposition:
-    def gradient(q, z, change):
-        return Gamma(jnp.zeros_like(q.rate), -change[0] * q.concentration / q.rate)
-
     return Decomposition(
         noise=lambda q: Joint((LogGamma(q.concentration), LogGamma(jnp.ones_like(q.rate)))),
         base=lambda q, noise: jnp.exp(noise[0]) / q.rate,
         replacements=lambda q, z, first, last: (jnp.exp(jnp.logaddexp(*last)) / q.rate)[None],
-        gradient=gradient,
+        gradient=lambda q, z, change: (None, -change[0] * q.concentration / q.rate),
     )
 
 
@@ -214,7 +212,7 @@ def _bernoulli() -> Decomposition:
         noise=lambda q: q,
         base=lambda q, bits: bits,
         replacements=flipped,
-        gradient=lambda q, z, change: Bernoulli(variance(q) * (1 - 2 * z) * change[0]),
+        gradient=lambda q, z, change: (variance(q) * (1 - 2 * z) * change[0],),
         point_masses=True,
     )
 
@@ -235,7 +233,7 @@ def _categorical(event: Callable[[Any, Array], Array], index: Callable[[Any], Ca
         steps = (jnp.arange(k, dtype=z.dtype).reshape(*[1] * z.ndim, k) - z[..., None]) % k
         by_category = jnp.take_along_axis(jnp.moveaxis(change, 0, -1), steps, axis=-1)
         mean = jnp.sum(q.probs * by_category, axis=-1, keepdims=True)
-        return type(q)(q.probs * (by_category - mean))
+        return (q.probs * (by_category - mean),)
 
     return Decomposition(index, lambda q, z: z, others, gradient, True, event)
 
