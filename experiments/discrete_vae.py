@@ -60,6 +60,8 @@ class Config:
     """Examples per step."""
     learning_rate: float = 1e-3
     """Learning rate of Adam."""
+    estimator_learning_rate: float = 1e-3
+    """Learning rate of Adam for what the estimator itself learns (nvil, tuned_rebar, relax)."""
     log_every: int = 1000
     """Steps between rows of metrics: bound on training data, variance and signal-to-noise ratio of the gradient."""
     seed: int = 0
@@ -116,11 +118,19 @@ def validate(config: Config, run: Run) -> None:
         if type(value) is int and not least <= value < 2**31:
             raise ValueError(f"{name} must be a whole number from {least} to 2^31 - 1, got {value}")
     networks = build(config, np.full((8, 8), 0.5))
-    estimator = catalogue.make(config.estimator, config.samples)
+    estimator = make_estimator(config)
     state = jax.eval_shape(lambda key: networks.init(key, estimator), jax.random.key(0))
     images = jax.ShapeDtypeStruct((1, 8, 8), jnp.uint8)
     loss = networks.loss(estimator, levels=17, bound=catalogue.METHODS[config.estimator].bound)
     jax.eval_shape(jax.grad(loss, argnums=1, has_aux=True), jax.random.key(0), state, images)
+
+
+def make_estimator(config: Config) -> GradientEstimator:
+    """The estimator by name; one that learns does so by Adam."""
+    method = catalogue.METHODS.get(config.estimator)
+    optimizer = training.make_optimizer(learning_rate=config.estimator_learning_rate)
+    options = {"optimizer": optimizer} if method and method.learns else {}
+    return catalogue.make(config.estimator, config.samples, **options)
 
 
 def build(config: Config, pixel_mean: np.ndarray) -> DiscreteVAENetworks:
@@ -140,7 +150,7 @@ def assemble(config: Config, run: Run) -> Setup:
         run,
         data.on_device(),
         build(config, pixel_mean),
-        catalogue.make(config.estimator, config.samples),
+        make_estimator(config),
         training.carry(training.make_optimizer(learning_rate=config.learning_rate), "estimator"),
     )
 
@@ -259,10 +269,11 @@ def main(config: Config, run: Run) -> cards.Card:
 def train(key, key_data, key_watch, setup: Setup, state, folder: runs.RunFolder, provenance) -> training.TrainState:
     """Train to the configured step, from the last whole checkpoint if asked to, with a bar, metrics and checkpoints.
 
-    `watch_seconds` of a row is what measuring the gradient has cost so far, beside the `seconds` of all of it.
+    `watch_seconds` of a row is what measuring the gradient has cost so far, within the `seconds` of all of it;
+    `cpu_seconds` is the processor time of the training alone, which other work on the machine does not change.
     """
     config, run, data, networks, estimator, optimizer = setup
-    measure, watched = statistics(setup), 0.0
+    measure, watched, watched_cpu = statistics(setup), 0.0, 0.0
 
     def warn(line: str) -> None:
         print(f"warning: {line}", file=sys.stderr)
@@ -279,14 +290,17 @@ def train(key, key_data, key_watch, setup: Setup, state, folder: runs.RunFolder,
         restored = saved.restore_latest(state) if run.resume else None
         state = state if restored is None else restored.state
         folder.rewind(int(state.step))
-        measure(key_watch, state.params)  # compiled before the clock runs
+        measure(key_watch, state.params)  # compiled before the clocks run
+        start_cpu = time.process_time()
 
         def on_chunk(state: training.TrainState, row: training.Row) -> None:
-            nonlocal watched
-            begin = time.perf_counter()
+            nonlocal watched, watched_cpu
+            begin, begin_cpu = time.perf_counter(), time.process_time()
             row = row | measure(jax.random.fold_in(key_watch, int(row["step"])), state.params)
+            cpu = begin_cpu - start_cpu - watched_cpu
             watched += time.perf_counter() - begin
-            folder.log(row | {"watch_seconds": watched})
+            folder.log(row | {"watch_seconds": watched, "cpu_seconds": cpu})
+            watched_cpu += time.process_time() - begin_cpu
             bar.update(row)
             saved.save(state, metric=row["loss"])
 
