@@ -143,7 +143,7 @@ def test_independent_parts_are_unbiased_for_counts_and_vary_more():
     truth = differences(expected_cosines(lambda t, eta: characteristic(t, eta[0])), np.array(x))
     np.testing.assert_allclose(moments.mean, truth, atol=1e-9)
     coupled = exact_moments(measure_valued(), cosines(lambda eta: law(eta[0])), jnp.asarray(x))
-    assert float(moments.variance[1]) > 3 * float(coupled.variance[1])
+    assert float(moments.variance[1]) > float(coupled.variance[1])
 
 
 COSTS = np.array([[1.0, 4.0, -2.0], [0.5, 0.2, 1.0]])

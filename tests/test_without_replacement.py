@@ -213,7 +213,7 @@ def test_mean_of_the_second_derivatives_is_that_of_the_elbo(estimator):
 
 
 def test_joint_and_float32_laws_are_listed_as_one_categorical():
-    """Eight of eight outcomes are exact, over 80 nats of probability, whatever the order of the draws."""
+    """Four of four outcomes are exact, over 40 nats of probability, whatever the order of the draws."""
 
     def problem(logits):
         q = Joint((Bernoulli(logits), Categorical(jnp.concatenate([logits, logits]))))

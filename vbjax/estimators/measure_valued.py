@@ -72,7 +72,7 @@ def measure_valued(samples: int = 1, *, like: Distribution | None = None) -> Gra
 def measure_valued_independent(samples: int = 1, *, like: Distribution | None = None) -> GradientEstimator:
     """As `measure_valued`, the positive and the negative part drawn independently.
 
-    The textbook form, for comparison, of the same mean and cost. For rates and scales it has far more variance: what
+    The textbook form, for comparison, of the same mean and cost. For rates and scales it has more variance: what
     the two parts share no longer cancels. For the *mean* of a normal law it can have less, since a shared ρ helps only
     where f is even about μ: d²(8/π - 2) + 4σ²/π against d²(16/π - 4) for the square cost at distance d. Raises
     `NotAvailable` also for Bernoulli and categorical laws, whose parts are fixed outcomes: nothing is drawn. Source:
