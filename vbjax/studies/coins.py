@@ -141,9 +141,9 @@ def coin_case(target: float, *, steps: int = 4000) -> PublishedCase:
         ),
         findings=(_closed_forms_hold(), rebar_finding, relax_wins),
         remark="$f(b) = (b - t)^2$, exact variance of one estimate. Calls of $f$: score function 1, RLOO, ARM and "
-        f"DisARM 2, REBAR and RELAX 3. REBAR starts at temperature 1/2 and scale 1, where it varies "
-        f"{ratio['REBAR']:.2f} times as much as the score function at p = 1/2; tuning and RELAX take {steps} steps of Adam at every logit. "
-        "The two-point estimators need no relaxation here, and all but RELAX's network vary far more than they do.",
+        "DisARM 2, REBAR and RELAX 3. REBAR starts at temperature 1/2 and scale 1, where it varies "
+        f"{ratio['REBAR']:.2f} times as much as the score function at p = 1/2; tuning and RELAX take {steps} steps of "
+        "Adam at every logit. The estimators that pair two values need no relaxation here.",
     )
 
 

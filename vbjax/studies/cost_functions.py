@@ -174,7 +174,7 @@ def cost_function_case(name: str) -> PublishedCase:
             )  # fmt: skip
             rows.append((parameter, k, *numbers.values(), least))
     agree = Finding(
-        f"The library's exact variances and a quadrature of the formulas differ by at most {deviation:.1e}, relatively.",
+        f"The library's exact variances and a quadrature of the formulas differ by {deviation:.1e} at most.",
         bool(deviation < 1e-8),
     )
     return PublishedCase(

@@ -71,9 +71,8 @@ def _images() -> np.ndarray:
 @functools.cache
 def checkpoint(*, discrete: bool) -> Params:
     """The parameters after 600 seeded steps of Adam on batches of 64; takes seconds, once a process, and says so."""
-    print(
-        f"training a small VAE ({'ten bits' if discrete else 'normal latent'}) for its gradients ...", file=sys.stderr
-    )
+    latent = "ten bits" if discrete else "normal latent"
+    print(f"training a small VAE ({latent}) for its gradients ...", file=sys.stderr)
     estimator = score_function(4, baseline=leave_one_out) if discrete else pathwise()
     optimizer = adam(0.003)
     images = jnp.asarray(_images())
@@ -97,7 +96,7 @@ def checkpoint(*, discrete: bool) -> Params:
 
 
 def exact_gradient(x, params: Params, *, discrete: bool, rtol: float = 1e-9) -> Params:
-    """The gradient of the ELBO of one image, in float64, by 1024 outcomes or a rule whose order doubles until it settles.
+    """The gradient of the ELBO of one image, float64: 1024 outcomes, or a rule that doubles until it settles.
 
     Raises `NotConverged` where order 256 a coordinate does not settle.
     """
@@ -142,5 +141,7 @@ def digits_vae(*, discrete: bool, image: int = 0) -> ToyProblem:
         rf"\log p_\theta(x | z) + \log p(z) - \log q_\phi(z | x),\quad {latent}",
         elbo_problem(x, discrete=discrete),
         checkpoint(discrete=discrete),
+        summary=f"the gradient of a VAE of one digit, {'ten bits' if discrete else 'a normal latent on the plane'}",
+        source="Kingma and Welling (2014); Mnih and Gregor (2014)",
         truth=functools.partial(exact_gradient, x, discrete=discrete),
     )
