@@ -1,4 +1,4 @@
-"""The variance study: rows agree with closed forms, refusals stay in the table, the picture shows every row."""
+"""Studies: numbers agree with closed forms, verdicts with right and wrong estimators, a kill costs nothing."""
 
 import math
 
@@ -8,105 +8,272 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from vbjax import tails
 from vbjax.distributions import Bernoulli, Normal
-from vbjax.estimators import leave_one_out, pathwise, score_function
+from vbjax.estimators import catalogue, score_function
+from vbjax.estimators.catalogue import METHODS
 from vbjax.exact import exact_gradient
-from vbjax.studies import ToyProblem, toy_problems, variance_figure, variance_study
-from vbjax.studies.toy_problems import coin, cosine, linear_gaussian_elbo, square
+from vbjax.studies import (
+    ToyProblem,
+    bias,
+    collection,
+    cost,
+    grid,
+    plots,
+    rows,
+    schedule,
+    standings,
+    study,
+)
+from vbjax.studies.cells import Result
+from vbjax.studies.toy_problems import coin, cosine, linear_gaussian_elbo, square, toy_problems
 
 # The probability that a statistical test below refuses correct code, shared among its comparisons; keys are fixed.
 FALSE_ALARM = 1e-6
-ESTIMATORS = (pathwise(1), score_function(2, baseline=leave_one_out))
+CLASSIC = {name: METHODS[name] for name in ("score", "rloo", "pathwise")}
+REPLICATIONS = 20_000
 
 
-@pytest.fixture(scope="module")
-def rows():
-    return variance_study(jax.random.key(0), (square(), coin(0.45)), ESTIMATORS, replications=50_000)
-
-
-def test_rows_come_in_order_of_problem_estimator_and_parameter(rows):
-    names = [estimator.spec.name for estimator in ESTIMATORS]
-    assert [(row.problem, row.estimator, row.parameter) for row in rows] == [
-        ("square", names[0], "loc"),
-        ("square", names[0], "scale"),
-        ("square", names[1], "loc"),
-        ("square", names[1], "scale"),
-        ("coin t=0.45", names[0], "logit"),
-        ("coin t=0.45", names[1], "logit"),
-    ]
-
-
-def test_exact_columns_equal_the_closed_forms(rows):
-    d, s, p = 1.1, 1.3, special.expit(0.3)
-    slope = p * (1 - p) * 0.1
-    variances = [4 * s**2, 4 * d**2 + 8 * s**2, 8 * d**2 + 6 * s**2, 24 * d**2 + 32 * s**2]
-    np.testing.assert_allclose([row.exact_variance for row in rows[:4]], variances, rtol=1e-9)
-    np.testing.assert_allclose([row.gradient for row in rows], [2 * d, 2 * s, 2 * d, 2 * s, slope, slope], rtol=1e-9)
-    assert rows[5].exact_variance == pytest.approx(slope * 0.1 / 2 - slope**2, rel=1e-9)
-    for row in rows:
-        assert math.isnan(row.exact_mean) or row.exact_mean == pytest.approx(row.gradient, rel=1e-9)
-
-
-def test_monte_carlo_columns_agree_with_the_exact_ones(rows):
-    served = [row for row in rows if not row.refusal]
-    threshold = stats.norm.isf(FALSE_ALARM / (2 * len(served)) / 2)
-    for row in served:
-        assert abs(row.z_mean) < threshold
-        assert abs(row.z_variance) < threshold
-        assert row.z_mean == pytest.approx((row.mean - row.gradient) / row.standard_error, rel=1e-3)
-        assert row.z_variance == pytest.approx(
-            (row.variance - row.exact_variance) / row.variance_standard_error, rel=1e-3
-        )
-        assert row.work_normalised_variance == pytest.approx(row.exact_variance * row.evaluations)
-
-
-def test_refusal_is_a_row_that_says_why(rows):
-    (refused,) = [row for row in rows if row.refusal]
-    assert (refused.problem, refused.estimator) == ("coin t=0.45", "pathwise(1)")
-    assert "use score_function" in refused.refusal
-    assert math.isnan(refused.mean)
-    assert math.isnan(refused.work_normalised_variance)
-    assert refused.gradient == rows[5].gradient
-
-
-def test_row_does_not_depend_on_its_neighbours(rows):
-    alone = variance_study(jax.random.key(0), (square(),), ESTIMATORS[:1], replications=50_000, threads=1)
-    assert alone == rows[:2]
-
-
-def test_wrong_estimator_stands_out_in_the_row():
-    """A baseline that contains its own sample: half of the gradient is missing, and the variance looks better."""
+def own_sample(samples):
+    """A baseline that contains its own sample: 1/K of the gradient is missing, and the variance looks better."""
 
     def surrogate(state, z, f, q):
         values, log_q = jax.vmap(f)(z), jax.vmap(q.log_prob)(z)
         signal = jax.lax.stop_gradient(values - values.mean())
         return jnp.mean(values + signal * (log_q - jax.lax.stop_gradient(log_q)))
 
-    own_sample = score_function(2)._replace(surrogate=surrogate)
-    (row,) = variance_study(jax.random.key(0), (coin(0.45),), (own_sample,), replications=2_000)
-    assert row.exact_mean == pytest.approx(row.gradient / 2, rel=1e-9)
-    assert row.z_mean < -8
+    return score_function(samples)._replace(surrogate=surrogate)
 
 
-def test_what_has_no_exact_answer_says_so_and_keeps_its_monte_carlo():
+WRONG = catalogue.Method("wrong", "mine", own_sample, "", "")
+
+
+@pytest.fixture(scope="module")
+def cells():
+    squares = grid([square()], {"score": METHODS["score"], "pathwise": METHODS["pathwise"]}, sweeps={"loc": (0.7, 1.7)})
+    return [*squares, *grid([coin(0.45)], {**CLASSIC, "wrong": WRONG}, samples=(2,))]
+
+
+@pytest.fixture(scope="module")
+def results(cells):
+    return study(cells, replications=REPLICATIONS)
+
+
+def test_results_come_in_order_and_do_not_depend_on_their_neighbours(cells, results):
+    assert [(r.problem, r.point, r.estimator, r.samples) for r in results] == [
+        ("square", {"loc": 0.7}, "score", 1),
+        ("square", {"loc": 0.7}, "pathwise", 1),
+        ("square", {"loc": 1.7}, "score", 1),
+        ("square", {"loc": 1.7}, "pathwise", 1),
+        ("coin t=0.45", {}, "score", 2),
+        ("coin t=0.45", {}, "rloo", 2),
+        ("coin t=0.45", {}, "pathwise", 2),
+        ("coin t=0.45", {}, "wrong", 2),
+    ]
+    (alone,) = study(cells[5:6], replications=REPLICATIONS, threads=1)
+    assert alone._replace(microseconds=0.0) == results[5]._replace(microseconds=0.0)
+
+
+def test_exact_numbers_equal_the_closed_forms(results):
+    d, s, p = 1.1, 1.3, special.expit(0.3)
+    slope = p * (1 - p) * 0.1
+    by_path = [4 * s**2, 4 * d**2 + 8 * s**2]
+    np.testing.assert_allclose(results[1].exact_variance, by_path, rtol=1e-9)
+    np.testing.assert_allclose(results[1].truth, [2 * d, 2 * s], rtol=1e-9)
+    d = 2.1
+    np.testing.assert_allclose(results[3].exact_variance, [4 * s**2, 4 * d**2 + 8 * s**2], rtol=1e-9)
+    np.testing.assert_allclose(results[5].exact_variance, [slope * 0.1 / 2 - slope**2], rtol=1e-9)
+    assert [r.evaluations for r in results[:6]] == [1, 1, 1, 1, 2, 2]
+
+
+def test_sampled_numbers_agree_with_the_exact_ones(results):
+    served = [r for r in results if not r.refusal]
+    comparisons = 2 * sum(len(r.coordinates) for r in served)
+    threshold = stats.norm.isf(FALSE_ALARM / comparisons / 2)
+    for r in served:
+        off = np.subtract(r.mean, r.exact_mean) / np.maximum(r.standard_error, 1e-7)
+        assert np.all(np.abs(off) < threshold)
+        off = np.subtract(r.variance, r.exact_variance) / np.maximum(r.variance_standard_error, 1e-7)
+        assert np.all(np.abs(off) < threshold)
+
+
+def test_verdicts_are_exact_and_a_wrong_estimator_contradicts_its_specification(results):
+    assert [r.outcome for r in results] == ["unbiased"] * 6 + ["refused", "biased"]
+    assert [r.mismatch for r in results] == [False] * 7 + [True]
+    wrong = results[7]
+    assert wrong.exact_mean[0] == pytest.approx(wrong.truth[0] / 2, rel=1e-9)
+    assert "use score_function" in results[6].refusal
+
+
+def test_sampled_verdicts_certify_the_right_estimator_and_reject_the_wrong_one():
+    methods = {"score": METHODS["score"], "wrong": WRONG}
+    right, wrong = study(grid([coin(0.45)], methods, samples=(2,)), replications=50_000, integrate=False)
+    assert (right.outcome, wrong.outcome, wrong.mismatch) == (bias.CERTIFIED, bias.BIASED, True)
+    assert right.no_exact == "not asked for"
+
+
+def test_verdict_on_hand_made_evidence():
+    truth, one = np.zeros(2), np.ones(2)
+    calm = bias.Evidence(np.array([0.001, 0.0]), one, 10**6, tails.FINITE, 0)
+    assert bias.judge(truth, calm, 0.05).outcome == bias.CERTIFIED
+    assert bias.judge(truth, calm, 0.005).outcome == bias.INCONCLUSIVE
+    off = calm._replace(mean=np.array([0.0, 0.02]))
+    rejected = bias.judge(truth, off, 0.05)
+    assert rejected.outcome == bias.BIASED
+    assert rejected.biased.tolist() == [False, True]
+    assert bias.judge_again(rejected, truth, calm, 0.05).outcome == bias.INCONCLUSIVE
+    assert bias.judge_again(rejected, truth, off, 0.05).outcome == bias.BIASED
+    assert bias.judge(truth, calm._replace(tail=tails.NOT_FINITE), 0.05).outcome == bias.HEAVY_TAILS
+    assert bias.judge(truth, calm._replace(non_finite=3), 0.05).outcome == bias.NOT_FINITE
+    assert bias.judge(np.full(2, np.nan), calm, 0.05).outcome == bias.NO_TRUTH
+
+
+def test_a_killed_study_goes_on_to_the_same_bits(cells, results, tmp_path, monkeypatch):
+    """Killed inside the second cell, after the first was kept: nothing that was kept is drawn again."""
+    few = [cells[5], cells[4]]
+
+    class Killed(BaseException):
+        pass
+
+    def kill(done, wanted, finished):
+        if finished:
+            raise Killed
+
+    with pytest.raises(Killed):
+        study(few, replications=REPLICATIONS, folder=tmp_path, threads=1, on_progress=kill)
+    assert len(list(tmp_path.glob("*.json"))) == 1
+    examined = []
+    original = schedule.examine
+
+    def examine(cell, *arguments, **settings):
+        examined.append(cell.name)
+        return original(cell, *arguments, **settings)
+
+    monkeypatch.setattr(
+        schedule, "examine", lambda cell, *a, **k: examined.append(cell.name) or original(cell, *a, **k)
+    )
+    again = study(few, replications=REPLICATIONS, folder=tmp_path)
+    assert examined == [cells[4].name]
+    expected = [results[5], results[4]]
+    assert [r._replace(microseconds=0.0) for r in again] == [r._replace(microseconds=0.0) for r in expected]
+    assert not list(tmp_path.glob("*.npz*"))
+
+
+def test_estimators_with_the_same_noise_see_the_same_noise():
+    """The score function with and without a constant shift of f: their difference is c Σ score, draw by draw."""
+    toy = coin(0.45)
+    shifted = score_function(1)._replace(
+        surrogate=lambda state, z, f, q: score_function(1).surrogate(state, z, lambda z: f(z) + 10.0, q)
+    )
+    plain, moved = study(grid([toy], {"plain": score_function(1), "moved": shifted}), replications=4096)
+    p = special.expit(0.3)
+    # the difference of the means tells the share of heads, which gives either mean back only if the coins were the same
+    heads = (moved.mean[0] - plain.mean[0]) / 10 + p
+    expected = heads * 0.55**2 * (1 - p) + (1 - heads) * 0.45**2 * (-p)
+    assert plain.mean[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_rows_have_one_shape_and_sum_coordinates(results):
+    found = rows.rows(results, {"seed": 0}, cost="evaluations")
+    assert len({tuple(row) for row in found}) == 1
+    assert [row["coordinate"] for row in found[:3]] == ["(all)", "loc", "scale"]
+    assert found[0]["variance"] == pytest.approx(found[1]["variance"] + found[2]["variance"])
+    assert found[0]["at loc"] == 0.7
+
+
+def made(estimator, *, variance, evaluations, outcome=bias.UNBIASED, mean=1.0):
+    return Result(
+        problem="p", point={}, estimator=estimator, family="", samples=1, call=estimator, coordinates=["a"],
+        truth=[1.0], no_truth="", exact_mean=[mean], exact_variance=[variance], no_exact="", mean=[mean],
+        standard_error=[0.1], variance=[variance], variance_standard_error=[0.1], kurtosis=[3.0], tail_index=[0.0],
+        tail=tails.FINITE, non_finite=0, replications=100, outcome=outcome, explanation="", mismatch=False,
+        evaluations=evaluations, flops=1.0, microseconds=1.0, refusal="",
+    )  # fmt: skip
+
+
+def test_front_and_efficiency_on_hand_made_results():
+    places = standings(
+        [
+            made("cheap", variance=8.0, evaluations=1.0),
+            made("dear", variance=1.0, evaluations=4.0),
+            made("beaten", variance=9.0, evaluations=2.0),
+            made("biased", variance=0.5, evaluations=1.0, outcome=bias.BIASED, mean=1.5),
+        ]
+    )
+    assert [place.front for place in places] == [True, True, False, True]
+    assert [place.efficiency for place in places[:3]] == [0.5, 1.0, pytest.approx(4 / 18)]
+    assert math.isnan(places[3].efficiency)
+    assert places[3].bias == 0.5
+
+
+def test_infinite_variance_is_said_and_never_on_the_front():
+    endless = made("endless", variance=8.0, evaluations=1.0)._replace(exact_variance=[math.nan], tail=tails.NOT_FINITE)
+    (place,) = standings([endless])
+    assert math.isinf(place.variance)
+    assert not place.front
+
+
+def test_variance_interval_covers_at_its_level():
+    """Exponential draws, kurtosis 9: 2,000 intervals from 2,000 draws each, with room for skew."""
+    x = np.random.default_rng(0).exponential(size=(2000, 2000))
+    variance, n = x.var(1, ddof=1), x.shape[1]
+    kurtosis = ((x - x.mean(1, keepdims=True)) ** 4).mean(1) / x.var(1) ** 2
+    errors = variance * np.sqrt((kurtosis - (n - 3) / (n - 1)) / n)
+    covered = [low <= 1 <= high for low, high in map(rows.variance_interval, variance, errors)]
+    assert 0.92 < np.mean(covered) < 0.965
+
+
+def test_calls_of_f_are_counted_in_the_traced_program():
+    toy = coin(0.45)
+    params = jax.tree.map(lambda x: jnp.asarray(x, float), toy.params)
+
+    def calls(name, samples):
+        return cost.evaluations(METHODS[name].make(samples), toy.problem, params)
+
+    assert [calls("score", 3), calls("rloo", 4), calls("disarm", 2), calls("arm", 3)] == [3, 4, 2, 6]
+    scanned = score_function(1)._replace(
+        surrogate=lambda state, z, f, q: jax.lax.scan(lambda c, x: (c + f(z[0]), None), 0.0, None, length=5)[0]
+    )
+    assert cost.evaluations(scanned, toy.problem, params) == 5
+
+
+def test_sweeps_set_scalars_and_coordinates():
+    params = {"logits": np.array([0.1, -0.4]), "scale": 2}
+    moved = schedule.at(params, {"logits[1]": 3.0, "scale": 1.5})
+    assert moved["logits"].tolist() == [0.1, 3.0]
+    assert float(moved["scale"]) == 1.5
+    pair = ToyProblem("pair", "b", lambda p: (Bernoulli(p["logits"]), lambda b: b[0] * b[1]), params)
+    assert schedule.points(pair, {"logits[1]": (0, 1), "absent": (5,)}) == [{"logits[1]": 0.0}, {"logits[1]": 1.0}]
+
+
+def test_names_pick_problems_and_unknown_ones_have_near_matches():
+    assert [p.name for p in collection.find("coin")] == ["coin-rebar", "coin-relax", "coin-arm"]
+    (one,) = collection.find("square")
+    assert (one.name, one.source) == ("square", "Mohamed et al. (2020), section 3")
+    with pytest.raises(collection.UnknownName, match="did you mean square"):
+        collection.find("sqare")
+
+
+def test_what_has_no_exact_answer_says_so_and_keeps_its_samples():
     step = ToyProblem(
         "step", r"1[z > 0]", lambda p: (Normal(p["loc"], 1.0), lambda z: jnp.where(z > 0.3, 1.0, 0.0)), {"loc": 0.7}
     )
-    (row,) = variance_study(jax.random.key(1), (step,), (score_function(1),), replications=20_000)
-    assert math.isnan(row.exact_variance)
-    assert "Monte Carlo" in row.no_exact
-    assert row.refusal == ""
+    (result,) = study(grid([step], {"score": METHODS["score"]}), replications=20_000)
+    assert not result.exact
+    assert "Monte Carlo" in result.no_exact
+    assert result.outcome == bias.NO_TRUTH
     threshold = stats.norm.isf(FALSE_ALARM / 2)
-    assert abs(row.mean - stats.norm.pdf(0.4)) < threshold * row.standard_error
-    assert row.work_normalised_variance == row.variance
+    assert abs(result.mean[0] - stats.norm.pdf(0.4)) < threshold * result.standard_error[0]
 
 
-def test_vector_parameters_are_named_by_coordinate():
-    pair = ToyProblem(
-        "pair", "b", lambda p: (Bernoulli(p["logits"]), lambda b: b[0] * b[1]), {"logits": np.array([0.1, -0.4])}
-    )
-    rows = variance_study(jax.random.key(0), (pair,), (score_function(1),), replications=500)
-    assert [row.parameter for row in rows] == ["logits[0]", "logits[1]"]
+def test_figures_show_what_there_is(results):
+    drawn = plots.figures([r for r in results if r.problem == "square"])
+    assert list(drawn) == ["variance against loc", "variance against calls of f"]
+    (axes,) = drawn["variance against loc"].axes
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), [sum(results[i].exact_variance) for i in (1, 3)])
+    assert axes.get_yscale() == "log"
+    for figure in drawn.values():
+        figure.canvas.draw()
 
 
 def test_toy_gradients_equal_their_closed_forms():
@@ -129,21 +296,3 @@ def test_toy_problems_have_distinct_names_and_a_statement():
     problems = toy_problems()
     assert len({toy.name for toy in problems}) == len(problems) == 7
     assert all(toy.statement for toy in problems)
-
-
-def test_figure_shows_every_served_row_and_its_error_bar(rows):
-    figure = variance_figure(rows, error_bars=2.0)
-    (axes,) = figure.axes
-    labels = [text.get_text() for text in axes.get_yticklabels()]
-    assert labels == ["square: loc", "square: scale", "coin t=0.45: logit"]
-    shown = np.concatenate([container[0].get_xdata() for container in axes.containers])
-    np.testing.assert_allclose(sorted(shown), sorted(row.variance for row in rows if not row.refusal))
-    bar = axes.containers[0][2][0].get_segments()[0]
-    assert bar[1, 0] - rows[0].variance == pytest.approx(2 * rows[0].variance_standard_error, rel=1e-6)
-    assert axes.get_xscale() == "log"
-    figure.canvas.draw()
-
-
-def test_figure_refuses_an_empty_study():
-    with pytest.raises(ValueError, match="at least one row"):
-        variance_figure([])

@@ -79,7 +79,105 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--seed", type=_seed, default=0, help="seed of the statistical checks (default: 0)")
     check.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     check.set_defaults(run=_check)
+
+    study = commands.add_parser(
+        "study",
+        help="study gradient estimators: bias, variance and cost, exactly where possible, with intervals elsewhere",
+        description="Studies every estimator on every problem: exact moments by integrating its noise where that is "
+        "possible, Monte-Carlo moments with intervals elsewhere, a verdict on its bias, its cost, and who is on the "
+        "front of bias, variance and cost.",
+        epilog=_STUDY_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    study.add_argument(
+        "problems", nargs="*", metavar="PROBLEM|FILE.py", help="problems by name (--list), or Python files with yours"
+    )
+    study.add_argument(
+        "--estimators",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="names (--list), FILE.py, or FILE.py:FUNCTION (default: score rloo pathwise, and those in your files)",
+    )
+    study.add_argument("--samples", nargs="+", type=_count, default=(1,), metavar="K", help="samples each (default: 1)")
+    study.add_argument(
+        "--sweep",
+        nargs="*",
+        dest="sweeps",
+        metavar="NAME=lo:hi:n",
+        help="vary a parameter: NAME=lo:hi:n, NAME=lo:hi:n:log or NAME=1,2,5; alone: the sweep the problem comes with",
+    )
+    study.add_argument(
+        "--replications", type=_count, default=100_000, metavar="N", help="draws of each estimator (default: 1e5)"
+    )
+    study.add_argument("--seed", type=_seed, default=0, help="everything random follows from it (default: 0)")
+    study.add_argument(
+        "--delta",
+        type=_positive,
+        default=0.05,
+        help="certify any bias below this many standard deviations of one estimate (default: 0.05)",
+    )
+    study.add_argument(
+        "--cost",
+        choices=("evaluations", "flops", "microseconds"),
+        default="evaluations",
+        help="what efficiency and front are measured in (default: evaluations, the calls of f)",
+    )
+    study.add_argument("--quick", action="store_true", help="1e4 replications at most, no exact moments: a first look")
+    study.add_argument(
+        "--out", type=Path, help="folder for rows, page and what --resume needs (default: write nothing)"
+    )
+    study.add_argument("--format", choices=("csv", "parquet"), default="csv", help="of the rows (default: csv)")
+    study.add_argument("--resume", action="store_true", help="go on with the study in --out, to the same bits")
+    study.add_argument("--overwrite", action="store_true", help="delete the study in --out and start again")
+    study.add_argument("--devices", type=_count, metavar="N", help="host devices (default: one a core; same numbers)")
+    study.add_argument("--json", action="store_true", help="print the rows as JSON")
+    study.add_argument("--list", action="store_true", help="list problems and estimators and study nothing")
+    study.set_defaults(run=_study)
     return parser
+
+
+_STUDY_EXAMPLES = """examples:
+  vbjax study --list                                  what there is
+  vbjax study square coin --samples 1 4               three estimators on a square and three coins, in a table
+  vbjax study square --estimators score rloo pathwise --sweep loc=-2:2:9 --out runs/square
+                                                      variance against a parameter, as a page and CSV
+  vbjax study my_problem.py --samples 1 4 16 --replications 1e6 --out runs/mine
+                                                      your own problem; killed? the same with --resume
+  vbjax study coin --estimators rloo my_estimator.py:mine
+
+a file of your own:
+  import jax.numpy as jnp
+  from vbjax.distributions import Normal
+  from vbjax.estimators import score_function
+  params = {"loc": 0.5, "scale": 1.0}                 # where the gradient is taken
+  def problem(p): return Normal(p["loc"], p["scale"]), lambda z: jnp.cosh(z)      # a law, and f of its events
+  def mine(samples): return score_function(samples)   # an estimator
+
+exit status: 0; 1 if an estimator that claims to be unbiased was found biased; 2 for bad input, nothing written.
+Rows do not depend on --devices, on the other cells, or on an interruption. The same seed gives the same noise to
+every estimator with the same law of noise."""
+
+
+def _count(text: str) -> int:
+    """A whole positive number, also as 1e6."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not (1 <= number < 2**31 and number == int(number)):
+        raise argparse.ArgumentTypeError(f"a whole number from 1 to 2^31 - 1 is wanted (1e6 will do), got {text!r}")
+    return int(number)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"a positive number is wanted, got {text!r}")
+    return number
 
 
 def _seed(text: str) -> int:
@@ -107,6 +205,38 @@ def _check(options: argparse.Namespace) -> int:
         seed=options.seed,
         as_json=options.json,
     )
+
+
+def _study(options: argparse.Namespace) -> int:
+    from vbjax.runs import RunError
+
+    if "jax" not in sys.modules:  # JAX reads it once
+        devices = options.devices or len(os.sched_getaffinity(0))
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
+    with exit_with(BAD_INPUT, RunError):
+        if options.replications < 2:
+            raise RunError("--replications must be at least 2 for a variance")
+        if options.resume and options.overwrite:
+            raise RunError("--resume and --overwrite exclude each other: the one keeps what the other deletes")
+        from vbjax import study
+
+        if options.list:
+            return study.list_all([name for name in options.problems if name.endswith(".py")], as_json=options.json)
+        fields = {
+            "problems",
+            "estimators",
+            "samples",
+            "sweeps",
+            "replications",
+            "seed",
+            "delta",
+            "cost",
+            "quick",
+            "out",
+        }
+        fields |= {"format", "resume", "overwrite"}
+        chosen = {name: value for name, value in vars(options).items() if name in fields}
+        return study.run_study(study.Request(**chosen, as_json=options.json))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from io import TextIOBase
 from typing import IO, cast
 
-_NOT_TERMS = ("step", "steps_per_second", "examples_per_second", "seconds", "seconds_left")
+_PACE = ("step", "seconds", "seconds_left")
 
 
 class Progress:
     """Shows the rows of `training.fit`: loss and terms, throughput, time left. A context manager.
 
     quiet: show nothing. seconds_between_lines: how often a log file, which cannot redraw a bar, gets a line.
+    unit: what is counted in a second; a row has it as `examples_per_second`.
     """
 
     def __init__(
@@ -25,7 +26,9 @@ class Progress:
         quiet: bool = False,
         stream: TextIOBase | None = None,
         seconds_between_lines: int | float = 10,
+        unit: str = "examples",
     ):
+        self.unit = unit
         self.steps, self.quiet, self.stream = steps, quiet, stream if stream is not None else sys.stderr
         self.seconds_between_lines, self._last_line = seconds_between_lines, -float("inf")
         self._bar = None
@@ -47,8 +50,8 @@ class Progress:
         """Show one row."""
         if self.quiet:
             return
-        terms = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in _NOT_TERMS)
-        speed = f"{row['examples_per_second']:,.0f} examples/s  {duration(row['seconds_left'])} left"
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if not _is_pace(name))
+        speed = f"{row[f'{self.unit}_per_second']:,.0f} {self.unit}/s  {duration(row['seconds_left'])} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=row["step"], description=f"{terms}  {speed}")
             self._bar.refresh()
@@ -66,6 +69,10 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _is_pace(name: str) -> bool:
+    return name in _PACE or name.endswith("_per_second")
 
 
 def duration(seconds: int | float) -> str:

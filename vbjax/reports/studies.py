@@ -1,60 +1,188 @@
-"""The section of a gradient-variance study: a picture, and a table a problem with exact and sampled variances."""
+"""The sections of a study of gradient estimators: for each problem its formula, its pictures and its tables."""
 
 import math
 from collections.abc import Sequence
 
+from vbjax import tails
 from vbjax.reports.figures import figure, figure_style
-from vbjax.reports.html import Html, formula, prose
+from vbjax.reports.html import Html, badge, element, formula, prose
 from vbjax.reports.numbers import number, uncertain
-from vbjax.reports.page import Section, section, subsection, table
-from vbjax.studies import Row, ToyProblem, variance_figure
+from vbjax.reports.page import Section, details, section, stat_tiles, subsection, table
+from vbjax.studies import bias, plots, rows
+from vbjax.studies.cells import Result
+from vbjax.studies.collection import slug
+from vbjax.studies.toy_problems import ToyProblem
 
-HEADER = ("estimator", "parameter", "exact variance", "sampled variance", "z", "bias, z", "f calls", "variance × calls")
+_COST = {"evaluations": "calls of f", "flops": "FLOPs", "microseconds": "µs"}
 
 
-def study_section(
-    problems: Sequence[ToyProblem], rows: Sequence[Row], *, replications: int, title: str = "Gradient estimators"
-) -> Section:
-    """The figure over all problems, then each problem with its formula and its rows; refusals are rows that say why."""
+def study_sections(
+    problems: Sequence[ToyProblem], results: Sequence[Result], *, cost: str = "evaluations", delta: int | float = 0.05
+) -> list[Section]:
+    """How to read it, then a section for each problem."""
+    return [_guide(results, cost, delta), *(problem_section(problem, results, cost=cost) for problem in problems)]
+
+
+def problem_section(problem: ToyProblem, results: Sequence[Result], *, cost: str = "evaluations") -> Section:
+    """A problem with its formula, its figures and a table at every point; refusals are lines that say why."""
+    mine = [result for result in results if result.problem == problem.name]
+    name = slug(problem.name).replace(".", "-").replace("+", "-").replace("_", "-")
     with figure_style():
-        drawing = variance_figure(rows)
-    deviations = [abs(z) for row in rows for z in (row.z_mean, row.z_variance) if math.isfinite(z)]
+        drawn = [
+            figure(drawing, name=f"{name}-{i}", alt=f"{title} on {problem.name}", caption=_caption(title))
+            for i, (title, drawing) in enumerate(plots.figures(mine, cost=cost).items())
+        ]
+    tables = []
+    for group in rows.by_setting(mine).values():
+        point = ", ".join(f"{key} = {number(value)}" for key, value in group[0].point.items())
+        tables.append(results_table(group, caption=f"{problem.name}{': ' if point else ''}{point}", cost=cost))
+    if len(tables) > 3:
+        tables = [details(f"Tables for all {len(tables)} points", *tables)]
+    return section(
+        problem.name,
+        prose(problem.summary) if problem.summary else None,
+        formula(problem.statement) if problem.statement else None,
+        prose(f"Source: {problem.source}") if problem.source and not problem.source.endswith(".py") else None,
+        [_alarm(result) for result in mine if result.mismatch],
+        drawn,
+        tables,
+        [_refusal(name, why) for name, why in rows.refusals(mine).items()],
+        id=f"problem-{name}",
+    )
+
+
+def results_table(results: Sequence[Result], *, caption: str, cost: str = "evaluations") -> Html:
+    """The results at one point beside each other."""
+    header = ("estimator", "K", "bias", "variance", "95%", "calls", "FLOPs", "µs", "efficiency", "front")
+    body = []
+    for place in rows.standings(results, cost=cost):
+        result = place.result
+        body.append(
+            (
+                result.estimator,
+                str(result.samples or "–"),
+                _bias(place),
+                _variance(place),
+                "exact" if result.exact else _interval(place),
+                number(result.evaluations),
+                "" if math.isnan(result.flops) else number(result.flops, 3),
+                "" if math.isnan(result.microseconds) else number(result.microseconds, 2),
+                "" if math.isnan(place.efficiency) else number(place.efficiency, 2),
+                "★" if place.front else "",
+            )
+        )
+    return table(header, body, caption=caption, align="lrllrrrrrl")
+
+
+def tour_section(
+    problems: Sequence[ToyProblem], results: Sequence[Result], *, replications: int, title: str = "Gradient estimators"
+) -> Section:
+    """All problems of a small study as one section: formula and table each."""
+    served = [result for result in results if not result.refusal]
+    exact = sum(result.exact for result in served)
+    parts = []
+    for problem in problems:
+        mine = [result for result in results if result.problem == problem.name]
+        parts.append(
+            subsection(
+                problem.name,
+                formula(problem.statement),
+                results_table(mine, caption=f"Estimators on the problem {problem.name}"),
+                [_refusal(name, why) for name, why in rows.refusals(mine).items()],
+            )
+        )
     return section(
         title,
         prose(
-            "The variance of one gradient estimate, integrated over the estimator's noise where that is possible and "
-            f"sampled by {replications:,} replications. The bias is judged against the exact gradient, in standard "
-            f"errors. Largest deviation of {len(deviations)}: $|z| = {max(deviations, default=0):.1f}$."
+            f"Bias, variance and cost of one gradient estimate, integrated over all of the noise for {exact} of "
+            f"{len(served)} estimators, sampled by {replications:,} replications for all. The bias is the norm over "
+            "all coordinates, the variance their sum, the efficiency $1/(\\text{variance} \\times \\text{calls})$ "
+            "relative to the best unbiased estimator; a star marks the front: nothing is better in bias, variance and "
+            "calls of f at once."
         ),
-        figure(drawing, name="variances", alt="Variance of each gradient estimator on each toy problem, log scale"),
-        *(_problem(problem, [row for row in rows if row.problem == problem.name]) for problem in problems),
+        *parts,
         id="estimators",
     )
 
 
-def _problem(problem: ToyProblem, rows: Sequence[Row]) -> Html:
-    served = [row for row in rows if not row.refusal]
-    refusals = dict.fromkeys((row.estimator, row.refusal) for row in rows if row.refusal)
-    return subsection(
-        problem.name,
-        formula(problem.statement),
-        table(HEADER, [_cells(row) for row in served], caption=f"Estimators on the problem {problem.name}"),
-        [prose(f"`{estimator}` refuses: {refusal}") for estimator, refusal in refusals],
+def _guide(results: Sequence[Result], cost: str, delta: int | float) -> Section:
+    served = [result for result in results if not result.refusal]
+    tiles = [
+        (len(served), "estimates studied"),
+        (sum(result.exact for result in served), "integrated exactly"),
+        (
+            sum(result.outcome in (bias.UNBIASED, bias.CERTIFIED) for result in served),
+            "without bias, proved or certified",
+        ),
+        (sum(result.outcome == bias.BIASED for result in served), "biased"),
+        (sum(result.mismatch for result in served), "contradict their specification"),
+    ]
+    replications = max((result.replications for result in served), default=0)
+    return section(
+        "How to read this",
+        stat_tiles(tiles),
+        prose(
+            "*Bias* is the norm, over all coordinates, of the estimator's mean minus the exact gradient. `0 exactly`: "
+            "its mean over all of its noise is the exact gradient, to rounding. `none seen`: sampled, and any bias is "
+            f"below {delta:g} standard deviations of one estimate; that is wrong with probability $10^{{-6}}$, however "
+            "often one looks. A number: biased by so much."
+        ),
+        prose(
+            "*Variance* is that of one estimate, summed over the coordinates; `exact` where it was integrated, else "
+            f"with a 95% interval from {replications:,} replications that takes the kurtosis into account. Where the "
+            "tail of the draws says that there is no variance, it says `not finite`; a question mark says that the "
+            "interval cannot be trusted, because there is no fourth moment."
+        ),
+        prose(
+            "*Cost*: calls of f are counted, FLOPs are XLA's, microseconds were measured here, noise and gradient "
+            f"included. *Efficiency* is $1/(\\text{{variance}} \\times \\text{{cost}})$ in {_COST[cost]}, relative to "
+            "the best estimator without bias. A star marks the *front*: no other is as good in bias, variance and "
+            "cost, and better in one. Estimators with the same law of noise saw the same noise."
+        ),
+        id="guide",
     )
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.estimator,
-        row.parameter,
-        _shown(row.exact_variance) if math.isfinite(row.exact_variance) else f"none: {row.no_exact}",
-        uncertain(row.variance, row.variance_standard_error),
-        _shown(row.z_variance, 2),
-        _shown(row.z_mean, 2),
-        str(row.evaluations),
-        _shown(row.work_normalised_variance, 4),
-    )
+def _refusal(estimator: str, why: str) -> Html:
+    return element("p", element("code", estimator), f" refuses: {why}")
 
 
-def _shown(value: float, digits: int = 6) -> str:
-    return "" if math.isnan(value) else number(value, digits)
+def _alarm(result: Result) -> Html:
+    text = f" {result.call} says that it is unbiased; at {result.setting} {result.explanation}."
+    return element("p", badge("contradicts its specification", "bad"), text)
+
+
+def _bias(place: rows.Standing) -> Html | str:
+    result = place.result
+    if result.outcome == bias.BIASED:
+        size = number(place.bias, 3) if result.exact else uncertain(place.bias, place.bias_error)
+        return badge(size, "bad" if result.mismatch else "neutral")
+    if result.outcome == bias.UNBIASED:
+        return badge("0 exactly", "good")
+    return badge("none seen", "good") if result.outcome == bias.CERTIFIED else result.outcome
+
+
+def _variance(place: rows.Standing) -> str:
+    if math.isinf(place.variance):
+        return "not finite"
+    doubt = " ?" if not place.result.exact and place.result.tail == tails.UNRELIABLE else ""
+    return number(place.variance, 6 if place.result.exact else 4) + doubt
+
+
+def _interval(place: rows.Standing) -> str:
+    if not math.isfinite(place.low):
+        return ""
+    return f"{number(place.low, 4)} to {number(place.high, 4)}"
+
+
+def _caption(title: str) -> str:
+    notes = {
+        "signal": "The norm of the gradient over the standard deviation of one estimate. Independent samples gain "
+        "$\\sqrt{K}$.",
+        "variance against calls of f": "Each point is one number of samples; hollow ones are biased. The dashed line "
+        "is the front.",
+    }
+    for start, note in notes.items():
+        if title.startswith(start):
+            return note
+    return f"{title[0].upper()}{title[1:]}; the band is the 95% interval where the variance was sampled."

@@ -1,10 +1,13 @@
-"""Studies of gradient estimators: the same variance exactly and by Monte Carlo, problem by problem.
+"""Studies of gradient estimators: bias, variance and cost, exactly where possible and by Monte Carlo elsewhere.
 
-`variance_study(key, toy_problems(), estimators, replications=...)` returns rows; `variance_figure(rows)` draws them.
+`study(grid(problems, estimators), replications=...)` returns a `Result` for each cell; `rows` makes a table of them
+and `plots` draws them. `vbjax study` is the same as a command.
 """
 
-from vbjax.studies.plots import variance_figure
-from vbjax.studies.toy_problems import ToyProblem, toy_problems
-from vbjax.studies.variance import Row, variance_study
+from vbjax.studies.cells import Cell, Result
+from vbjax.studies.plots import figures
+from vbjax.studies.rows import standings
+from vbjax.studies.schedule import grid, study
+from vbjax.studies.toy_problems import ToyProblem
 
-__all__ = ["Row", "ToyProblem", "toy_problems", "variance_figure", "variance_study"]
+__all__ = ["Cell", "Result", "ToyProblem", "figures", "grid", "standings", "study"]

@@ -25,7 +25,7 @@ class ToyProblem(NamedTuple):
     summary: str = ""
     source: str = ""
     truth: Callable[[Any], Any] | None = None
-    sweep: tuple[str, Sequence[float]] | None = None
+    sweep: tuple[str, Sequence[int | float]] | None = None
 
 
 def square(centre: float = -0.4, loc: float = 0.7, scale: float = 1.3) -> ToyProblem:

@@ -1,0 +1,229 @@
+"""Results as rows: every coordinate with its numbers, its interval and its standing among the other estimators.
+
+Start at `standings`, which compares the cells of one problem at one point, then `rows`, whose dictionaries go to CSV,
+Parquet and JSON as they are.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from vbjax import runs, tails
+from vbjax.studies import bias
+from vbjax.studies.cells import Result
+
+MOST_COORDINATES = 12
+"""More coordinates than this are summed up by parameter."""
+
+COSTS = ("evaluations", "flops", "microseconds")
+ALL = "(all)"
+"""The row for the gradient as a whole: the norm of its bias, the trace of its covariance."""
+
+_LEVEL = 0.95
+
+
+class Standing(NamedTuple):
+    """One result beside the others on its problem at its point.
+
+    bias: norm of the bias, 0 where none was found, NaN where nothing is known; bias_error: its standard error, 0
+    where it is exact. variance: trace of the covariance, infinite where the tail says so; low, high: 95%. cost:
+    in the unit chosen. efficiency: 1/(variance · cost), over the best of those not found biased; NaN for those that
+    are. front: whether no other result is at least as good in |bias|, variance and cost, and better in one.
+    """
+
+    result: Result
+    bias: float
+    bias_error: float
+    variance: float
+    low: float
+    high: float
+    cost: float
+    efficiency: float
+    front: bool
+
+
+def standings(results: Sequence[Result], *, cost: str = "evaluations") -> list[Standing]:
+    """Compare results of one problem at one point; those that refused are left out."""
+    alone = [_alone(result, cost) for result in results if not result.refusal]
+    sound = [s for s in alone if s.result.outcome != bias.BIASED and math.isfinite(s.variance)]
+    best = min((s.variance * s.cost for s in sound), default=math.nan)
+    finished = []
+    for s in alone:
+        work = s.variance * s.cost
+        efficiency = math.nan
+        if s in sound:
+            efficiency = 1.0 if work == best else best / work
+        finished.append(s._replace(efficiency=efficiency, front=_on_front(s, alone)))
+    return finished
+
+
+def summed(result: Result, which: Sequence[int]) -> dict[str, Any]:
+    """Bias, variance and interval of some coordinates together.
+
+    The standard error of a sum of variances is the sum of theirs, which no correlation can exceed.
+    """
+    index = np.asarray(which, int)
+
+    def numbers(name):
+        return np.asarray(getattr(result, name), float)[index]
+
+    exact = result.exact
+    mean = numbers("exact_mean" if exact else "mean")
+    error = 0.0 if exact else float(np.sqrt(np.sum(numbers("standard_error") ** 2)))
+    variance = float(np.sum(numbers("exact_variance" if exact else "variance")))
+    spread = 0.0 if exact else float(np.sum(numbers("variance_standard_error")))
+    low, high = variance_interval(variance, spread)
+    if not exact and result.tail == tails.NOT_FINITE:
+        variance, low, high = math.inf, math.nan, math.nan
+    return {
+        "bias": float(np.linalg.norm(mean - numbers("truth"))),
+        "bias_error": error,
+        "variance": variance,
+        "variance_error": spread,
+        "low": low,
+        "high": high,
+    }
+
+
+def variance_interval(variance: int | float, standard_error: int | float) -> tuple[float, float]:
+    """A 95% interval on the log scale, where the law of a sampled variance is nearly normal and never negative."""
+    if variance <= 0 or standard_error == 0:
+        return variance, variance
+    factor = math.exp(stats.norm.isf((1 - _LEVEL) / 2) * standard_error / variance)
+    return variance / factor, variance * factor
+
+
+def rows(
+    results: Sequence[Result], provenance: Mapping[str, Any], *, cost: str = "evaluations"
+) -> list[dict[str, Any]]:
+    """One dictionary a result and coordinate, first of all coordinates together; all have the same keys."""
+    swept = list(dict.fromkeys(name for result in results for name in result.point))
+    standing = {id(s.result): s for group in by_setting(results).values() for s in standings(group, cost=cost)}
+    found = []
+    for result in results:
+        place = standing.get(id(result))
+        for name, which in _groups(result):
+            together = summed(result, which)
+            found.append(
+                {
+                    "problem": result.problem,
+                    **{f"at {name}": result.point.get(name, math.nan) for name in swept},
+                    "estimator": result.estimator,
+                    "family": result.family,
+                    "samples": result.samples,
+                    "coordinate": name,
+                    "coordinates": len(which),
+                    "outcome": result.outcome,
+                    "contradicts_spec": result.mismatch,
+                    "truth": result.truth[which[0]] if len(which) == 1 else _norm(result.truth, which),
+                    "bias": together["bias"],
+                    "bias_standard_error": together["bias_error"],
+                    "variance": together["variance"],
+                    "variance_low": together["low"],
+                    "variance_high": together["high"],
+                    "exact": result.exact,
+                    "sampled_mean": result.mean[which[0]] if len(which) == 1 else _norm(result.mean, which),
+                    "sampled_variance": sum(result.variance[i] for i in which),
+                    "sampled_variance_standard_error": sum(result.variance_standard_error[i] for i in which),
+                    "kurtosis": max(result.kurtosis[i] for i in which),
+                    "tail_index": max(result.tail_index[i] for i in which),
+                    "tail": result.tail,
+                    "not_finite": result.non_finite,
+                    "replications": result.replications,
+                    "evaluations": result.evaluations,
+                    "flops": result.flops,
+                    "microseconds": result.microseconds,
+                    "efficiency": place.efficiency if place and name == ALL else math.nan,
+                    "pareto": place.front if place else False,
+                    "explanation": result.explanation,
+                    "no_exact": result.no_exact,
+                    **provenance,
+                }
+            )
+    return found
+
+
+def by_setting(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results that can be compared: of one problem at one point, in order."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.setting, []).append(result)
+    return groups
+
+
+def refusals(results: Sequence[Result]) -> dict[str, str]:
+    """Why an estimator does not serve the problem, once for each estimator."""
+    return {result.estimator: result.refusal for result in reversed(results) if result.refusal}
+
+
+def write_csv(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, all of it or nothing; a number that does not exist is an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(found[0]) if found else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in found)
+    runs.write_atomically(path, text.getvalue())
+
+
+def write_parquet(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as Parquet through a temporary neighbour; pyarrow, which is no dependency, must be installed."""
+    import pyarrow  # pyrefly: ignore
+    import pyarrow.parquet  # pyrefly: ignore
+
+    temporary = path.with_name(f".{path.name}.unfinished")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in found]), temporary)
+    temporary.replace(path)
+
+
+def _alone(result: Result, cost: str) -> Standing:
+    together = summed(result, range(len(result.coordinates)))
+    biased = result.outcome == bias.BIASED
+    known = result.outcome not in (bias.NO_TRUTH, bias.NOT_FINITE, bias.HEAVY_TAILS)
+    off = together["bias"] if biased else (0.0 if known else math.nan)
+    return Standing(
+        result,
+        off,
+        together["bias_error"] if biased else 0.0,
+        together["variance"],
+        together["low"],
+        together["high"],
+        getattr(result, cost),
+        math.nan,
+        False,
+    )
+
+
+def _on_front(mine: Standing, everyone: Sequence[Standing]) -> bool:
+    def marks(s):
+        # what is not known of a bias does not count against it
+        return (0.0 if math.isnan(s.bias) else s.bias, s.variance, s.cost)
+
+    here = marks(mine)
+    if not all(map(math.isfinite, here)):
+        return False
+    for other in map(marks, everyone):
+        if all(a <= b for a, b in zip(other, here, strict=True)) and other != here:
+            return False
+    return True
+
+
+def _groups(result: Result) -> list[tuple[str, list[int]]]:
+    everything = list(range(len(result.coordinates)))
+    if len(everything) == 1:
+        return [(ALL, everything)]
+    if len(everything) <= MOST_COORDINATES:
+        return [(ALL, everything), *((result.coordinates[i], [i]) for i in everything)]
+    groups: dict[str, list[int]] = {}
+    for i in everything:
+        groups.setdefault(result.coordinates[i].split("[")[0].split(".")[0], []).append(i)
+    return [(ALL, everything), *groups.items()]
+
+
+def _norm(values: Sequence[float], which: Sequence[int]) -> float:
+    return float(np.linalg.norm(np.asarray(values, float)[np.asarray(which, int)]))
