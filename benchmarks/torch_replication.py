@@ -39,8 +39,10 @@ def main(coordinates: int, samples: int, batch: int, threads: int) -> None:
         for _ in range(-(-replications // batch)):
             for part, more in zip(total, compiled(noise.normal_(), loc, scale), strict=True):
                 part += more
+        count = batch * -(-replications // batch)
+        variance = ((total[1] - total[0] ** 2 / count) / (count - 1))[1 : 1 + coordinates].mean()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(time.perf_counter() - begin, float(total[1].mean()) / replications, peak, flush=True)
+        print(time.perf_counter() - begin, float(variance), peak, flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Start at `replicate`: constant memory, the same bits on any number of devices an
 (`replication` is the engine). `variance_interval` and `finite_variance` read its result.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -174,6 +175,19 @@ def estimate_draws(estimator: GradientEstimator, problem: Problem, params: Param
     """An estimator's value and flat gradient as something to replicate, folded into power sums."""
     q, _ = problem(params)
     state = estimator.init(q) if state is None else state
+    try:
+        sample, evaluate = _draw_functions(estimator, problem)
+    except TypeError:  # not hashable, so compiled anew each time
+        sample, evaluate = _draw_functions.__wrapped__(estimator, problem)
+    noise = jax.eval_shape(sample, (params, state), rekey(jax.random.key(0)))
+    draw = jax.eval_shape(evaluate, (params, state), noise)
+    start = (PowerSums.nothing(draw.size, draw.dtype), np.zeros((), np.int32))
+    return Replicated(sample, evaluate, _fold, start, (params, state))
+
+
+@functools.lru_cache(maxsize=64)
+def _draw_functions(estimator: GradientEstimator, problem: Problem):
+    """The same functions for the same pair, so that what was compiled for them is found again."""
 
     def sample(arguments, key):
         params, _ = arguments
@@ -183,16 +197,13 @@ def estimate_draws(estimator: GradientEstimator, problem: Problem, params: Param
         params, state = arguments
         return ravel_pytree(value_and_grad_at(noise, estimator, problem, params, state))[0]
 
-    noise = jax.eval_shape(sample, (params, state), rekey(jax.random.key(0)))
-    draw = jax.eval_shape(evaluate, (params, state), noise)
+    return sample, evaluate
 
-    def fold(statistics, x, counted):
-        sums, non_finite = statistics
-        more = jnp.sum(counted & ~jnp.isfinite(x).all(1), dtype=jnp.int32)
-        return merge(sums, power_sums(x, counted)), non_finite + more
 
-    start = (PowerSums.nothing(draw.size, draw.dtype), np.zeros((), np.int32))
-    return Replicated(sample, evaluate, fold, start, (params, state))
+def _fold(statistics, x, counted):
+    sums, non_finite = statistics
+    more = jnp.sum(counted & ~jnp.isfinite(x).all(1), dtype=jnp.int32)
+    return merge(sums, power_sums(x, counted)), non_finite + more
 
 
 def _tail_draws(replications: int, size: int) -> int:

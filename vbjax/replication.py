@@ -6,6 +6,7 @@ number. Batch and block depend on the problem's size alone, so neither the numbe
 call computes, nor an interruption changes a bit. Start at `blocks`; `moments.replicate` shows how it is used.
 """
 
+import functools
 import hashlib
 import math
 import os
@@ -30,7 +31,7 @@ _BATCH_NUMBERS = {"cpu": 2**16}
 _BATCH_NUMBERS_ELSEWHERE = 2**24
 """Numbers that a batch of draws may hold: a CPU core's cache, or enough to keep an accelerator busy."""
 
-_CALL_BLOCKS, _CALL_NUMBERS = 256, 2**20
+_CALL_BLOCKS, _CALL_NUMBERS = 256, 2**18
 """Blocks and numbers that one call may return; they change no bit of the result."""
 
 _CALL_SECONDS = 0.25
@@ -42,7 +43,7 @@ class Replicated(NamedTuple):
 
     sample: (arguments, key) -> noise. fold: (statistics, draws, counted) -> statistics, where draws are stacked on a
     leading axis and counted says which of them exist. start: the statistics of nothing. arguments: a pytree of
-    arrays, so that a new value compiles nothing.
+    arrays, so that a new value compiles nothing; nor does a call with the same three functions.
     """
 
     sample: Callable[[Any, PRNGKey], Any]
@@ -79,8 +80,8 @@ def blocks(
     size = sum(math.prod(np.shape(x)) for x in jax.tree.leaves(what.start))
     most = max(1, min(_CALL_BLOCKS, _CALL_NUMBERS // max(size, 1)))
     kept = min(BLOCK, -(-keep // batch) * batch)
-    draw = _program(what, mesh, batch, most, kept)
-    arguments = (key, what.arguments, np.uint32(replications))
+    draw = _program(what.sample, what.evaluate, what.fold, mesh, batch, most, kept)
+    arguments = (key, what.arguments, what.start, np.uint32(replications))
     if mesh.size > 1:
         arguments = jax.device_put(arguments, jax.sharding.NamedSharding(mesh, jax.P()))
 
@@ -121,13 +122,15 @@ def _shapes(what: Replicated):
     return noise, jax.eval_shape(what.evaluate, what.arguments, noise)
 
 
-def _program(what: Replicated, mesh, batch: int, most: int, kept: int):
+@functools.lru_cache(maxsize=64)
+def _program(sample, evaluate, fold, mesh, batch: int, most: int, kept: int):
     """Compile what one device does with `each` blocks of its own, on all devices of the mesh."""
-    noise_shape, draw_shape = _shapes(what)
 
-    def on_one_device(first, each, key, arguments, replications):
+    def on_one_device(first, each, key, arguments, start, replications):
+        noise_shape, draw_shape = _shapes(Replicated(sample, evaluate, fold, start, arguments))
+
         def draws(r):
-            return jax.vmap(lambda r: what.sample(arguments, jax.random.fold_in(key, r)))(r)
+            return jax.vmap(lambda r: sample(arguments, jax.random.fold_in(key, r)))(r)
 
         def no_draws(r):
             return jax.tree.map(lambda x: jnp.zeros((batch, *x.shape), x.dtype), noise_shape)
@@ -142,18 +145,18 @@ def _program(what: Replicated, mesh, batch: int, most: int, kept: int):
                 r = begin + j * np.uint32(batch) + jnp.arange(batch, dtype=jnp.uint32)
                 # a conditional that is always true keeps XLA from drawing the noise once for each of its uses
                 noise = jax.lax.cond(j < batches, draws, no_draws, r)
-                x = jax.vmap(what.evaluate, (None, 0))(arguments, noise)
+                x = jax.vmap(evaluate, (None, 0))(arguments, noise)
                 if kept:
                     # rows past the end fall on spare ones
                     row = jnp.minimum(i * np.uint32(BLOCK) + j * np.uint32(batch), np.uint32(kept)).astype(jnp.int32)
                     update = jax.lax.dynamic_update_slice_in_dim
                     buffer = jax.tree.map(lambda old, new: update(old, new, row, 0), buffer, x)
-                return what.fold(statistics, x, r < replications), buffer
+                return fold(statistics, x, r < replications), buffer
 
-            statistics, buffer = jax.lax.fori_loop(np.uint32(0), batches, one_batch, (what.start, buffer))
+            statistics, buffer = jax.lax.fori_loop(np.uint32(0), batches, one_batch, (start, buffer))
             return jax.tree.map(lambda all_, one: all_.at[i].set(one), everything, statistics), buffer
 
-        everything = jax.tree.map(lambda x: jnp.zeros((most, *np.shape(x)), jnp.result_type(x)), what.start)
+        everything = jax.tree.map(lambda x: jnp.zeros((most, *np.shape(x)), x.dtype), start)
         rows = kept + batch if kept else 0
         buffer = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), draw_shape)
         return jax.lax.fori_loop(np.uint32(0), each[0], one_block, (everything, buffer))
@@ -161,7 +164,7 @@ def _program(what: Replicated, mesh, batch: int, most: int, kept: int):
     if mesh.size == 1:
         return jax.jit(on_one_device)
     split, whole = jax.P("device"), jax.P()
-    in_specs = (split, split, whole, whole, whole)
+    in_specs = (split, split, whole, whole, whole, whole)
     # check_vma would sum the gradients over the devices
     return jax.jit(jax.shard_map(on_one_device, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False))
 

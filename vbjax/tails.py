@@ -20,6 +20,8 @@ NOT_FINITE, UNRELIABLE, FINITE, UNKNOWN = (
 MIN_EXCEEDANCES = 25
 """The fewest extremes that an index is fitted to."""
 
+_COLUMNS = 128
+
 _FEWEST_LEVELS = 4
 """Fewer distinct extremes look like a law with finitely many outcomes, which has every moment."""
 
@@ -37,9 +39,15 @@ def tail_index(draws: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
     (1 + k)/√m for m extremes. Deviations to both sides count together: the heavier tail decides, but a light one
     dilutes it. Source: Vehtari et al. (2024).
     """
-    count = exceedance_count(len(draws))
-    if count < MIN_EXCEEDANCES:
+    if exceedance_count(len(draws)) < MIN_EXCEEDANCES:
         return np.full(draws.shape[1], np.nan)
+    # some coordinates at a time, for memory's sake
+    parts = [_tail_index(draws[:, i : i + _COLUMNS]) for i in range(0, draws.shape[1], _COLUMNS)]
+    return np.concatenate(parts)
+
+
+def _tail_index(draws: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
+    count = exceedance_count(len(draws))
     # one coordinate after the other in memory, for the partitions
     columns = np.ascontiguousarray(draws.T)
     finite = np.isfinite(columns).all(1)
