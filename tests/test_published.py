@@ -207,7 +207,8 @@ def test_problems_and_cases_are_found_by_name():
 def test_the_digits_gradient_is_what_an_unbiased_estimator_averages_to(discrete):
     toy = digits_gradients.digits_vae(discrete=discrete)
     estimator = score_function(2, baseline=leave_one_out) if discrete else pathwise()
-    moments = replicate(jax.random.key(0), estimator, toy.problem, toy.params, replications=4096)
+    params = jax.tree.map(jnp.asarray, toy.params)
+    moments = replicate(jax.random.key(0), estimator, toy.problem, params, replications=4096)
     truth = toy.truth(toy.params)
 
     def deviations(truth):

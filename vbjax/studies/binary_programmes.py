@@ -5,7 +5,6 @@ points are exact. Start at `polynomial_case`.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,9 @@ from vbjax.distributions import Bernoulli
 from vbjax.estimators import leave_one_out, score_function
 from vbjax.estimators.estimate import value_and_grad
 from vbjax.estimators.relaxed import reinmax, straight_through
-from vbjax.studies.published_case import Finding, PublishedCase
+from vbjax.studies.published_case import Finding, PublishedCase, mean_of
 from vbjax.studies.sweeps import exact_sweep
 from vbjax.studies.toy_problems import ToyProblem
-from vbjax.types import Estimate
 
 BITS, CENTRE, POWERS = 128, 0.45, (1.5, 2.0, 3.0)
 SAMPLES = 16
@@ -111,7 +109,7 @@ def polynomial_case(*, steps: int = 2000, seeds: int = 5, learning_rate: float =
         reached = {name: end[i] for name, end in ends.items()}
         gap = {name: (end - optimum) / (begin - optimum) for name, end in reached.items()}
         rows.append((f"{power:g}", optimum, stuck, float(bias["straight-through"][i]), float(bias["ReinMax"][i]),
-                     *map(_mean, reached.values())))  # fmt: skip
+                     *map(mean_of, reached.values())))  # fmt: skip
         findings.append(
             Finding(
                 f"p = {power:g}: ReinMax closes all but {gap['ReinMax'].max():.1%} of the gap to the optimum in the "
@@ -151,7 +149,3 @@ def polynomial_case(*, steps: int = 2000, seeds: int = 5, learning_rate: float =
         "bias: exact, the largest over logits from -3 to 3. The fixed point is where straight-through's mean gradient "
         "changes sign; optimum and values reached are of the objective.",
     )
-
-
-def _mean(values: np.ndarray) -> Estimate:
-    return Estimate(np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values)), len(values))

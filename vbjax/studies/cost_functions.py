@@ -131,7 +131,8 @@ def crossing(
         # one variance may be zero, as that of the coupled draws at the minimum of a square
         return math.log(max(variances[first][j], 1e-300) / max(variances[second][j], 1e-300))
 
-    return float(brentq(log_ratio, low, high, xtol=1e-12))
+    root: Any = brentq(log_ratio, low, high, xtol=1e-12)
+    return float(root)
 
 
 def library_variances(cost: Cost, ks: tuple[float, ...]) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ are plain functions of dictionaries; the checkpoint is trained, seeded, when it 
 
 import functools
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,13 @@ from vbjax.estimators import leave_one_out, pathwise, score_function, value_and_
 from vbjax.exact import NotConverged
 from vbjax.studies.descent import adam
 from vbjax.studies.toy_problems import ToyProblem
-from vbjax.types import Params, Problem
+from vbjax.types import Problem
 
 HIDDEN, PIXELS, BITS, PLANE = 24, 64, 10, 2
 STEPS, BATCH = 600, 64
 
 
-def initial(seed: int, *, discrete: bool) -> Params:
+def initial(seed: int, *, discrete: bool) -> Any:
     """Weights of encoder and decoder, one hidden layer each: normal, of variance 1/inputs; biases zero."""
     rng = np.random.default_rng(seed)
     latent, outputs = (BITS, BITS) if discrete else (PLANE, 2 * PLANE)
@@ -69,7 +70,7 @@ def _images() -> np.ndarray:
 
 
 @functools.cache
-def checkpoint(*, discrete: bool) -> Params:
+def checkpoint(*, discrete: bool) -> Any:
     """The parameters after 600 seeded steps of Adam on batches of 64; takes seconds, once a process, and says so."""
     latent = "ten bits" if discrete else "normal latent"
     print(f"training a small VAE ({latent}) for its gradients ...", file=sys.stderr)
@@ -95,7 +96,7 @@ def checkpoint(*, discrete: bool) -> Params:
     return jax.tree.map(np.asarray, params)
 
 
-def exact_gradient(x, params: Params, *, discrete: bool, rtol: float = 1e-9) -> Params:
+def exact_gradient(x, params: Any, *, discrete: bool, rtol: float = 1e-9) -> Any:
     """The gradient of the ELBO of one image, float64: 1024 outcomes, or a rule that doubles until it settles.
 
     Raises `NotConverged` where order 256 a coordinate does not settle.
@@ -118,17 +119,17 @@ def exact_gradient(x, params: Params, *, discrete: bool, rtol: float = 1e-9) -> 
 
         gradient = jax.jit(jax.grad(by_rule))
         standard = Normal(jnp.zeros(PLANE), jnp.ones(PLANE))
-        order, change, previous = 16, np.inf, None
+        order, change, value = 16, np.inf, None
         while not change <= rtol:
             if order > 256:
                 raise NotConverged(f"the gradient still changes by {change:.1e} at order {order // 2}")
             rule = standard.nodes(order)
-            value = gradient(params, rule.points, rule.weights)
+            previous, value = value, gradient(params, rule.points, rule.weights)
             if previous is not None:
                 size = max(float(jnp.abs(v).max()) for v in jax.tree.leaves(value))
                 moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), value, previous)
                 change = max(jax.tree.leaves(moved)) / size
-            order, previous = 2 * order, value
+            order *= 2
         return value
 
 

@@ -5,7 +5,7 @@ a closed-form KL and N integrals in one dimension. Start at `breast_cancer`, the
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from vbjax.exact import Certified, NotConverged
 from vbjax.moments import replicate
 from vbjax.studies.published_case import Finding, PublishedCase
 from vbjax.studies.toy_problems import ToyProblem
-from vbjax.types import Params, Problem
+from vbjax.types import Problem
 
 _REACH, _MOST_POINTS = 10.0, 2**14
 
@@ -49,7 +49,7 @@ def breast_cancer() -> Regression:
     """
     from sklearn.datasets import load_breast_cancer
 
-    features, labels = load_breast_cancer(return_X_y=True)
+    features, labels = map(np.asarray, load_breast_cancer(return_X_y=True))
     features = (features - features.mean(0)) / features.std(0)
     return Regression(np.column_stack([np.ones(len(labels)), features]), labels.astype(float))
 
@@ -66,7 +66,7 @@ def elbo_problem(data: Regression) -> Problem:
     return problem
 
 
-def exact_elbo(data: Regression, params: Params, *, rtol: float = 1e-10) -> Certified:
+def exact_elbo(data: Regression, params: Any, *, rtol: float = 1e-10) -> Certified:
     """The ELBO in nats, and its gradient: `Certified((value, gradient), ...)`, by n certified integrals.
 
     E log σ(a), a ~ N(m, s²), is analytic in a strip of half-width π/s, so the trapezoid rule in (a - m)/s converges
@@ -113,7 +113,7 @@ def _elbo_and_gradient(params, features, labels, *, points):
 
 
 @functools.cache
-def fitted(steps: int = 300) -> Params:
+def fitted(steps: int = 300) -> Any:
     """The parameters where the exact ELBO is largest, by SciPy's L-BFGS on the exact gradient; float64 NumPy arrays."""
     from scipy.optimize import minimize
 
@@ -130,7 +130,7 @@ def fitted(steps: int = 300) -> Params:
     return {"loc": best[:d], "log_scale": best[d:]}
 
 
-def start(data: Regression, *, scale: float = 0.1) -> Params:
+def start(data: Regression, *, scale: float = 0.1) -> Any:
     """Where an optimiser would begin: weights zero, deviations `scale`."""
     d = data.features.shape[1]
     return {"loc": np.zeros(d), "log_scale": np.full(d, np.log(scale))}
@@ -230,5 +230,5 @@ def logistic_regression_case(*, replications: int = 2048) -> PublishedCase:
     )
 
 
-def _places(data: Regression) -> dict[str, Params]:
+def _places(data: Regression) -> dict[str, Any]:
     return {"start": start(data), "optimum": fitted()}

@@ -1,6 +1,12 @@
 """A published result beside our numbers: a table, the findings that can fail, and the verdict that follows."""
 
+import math
 from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from vbjax.types import Estimate
 
 
 class Finding(NamedTuple):
@@ -31,3 +37,9 @@ class PublishedCase(NamedTuple):
     def verdict(self) -> bool:
         """Whether every finding holds; False without any."""
         return bool(self.findings) and all(finding.holds for finding in self.findings)
+
+
+def mean_of(values: np.ndarray) -> Estimate:
+    """The mean of independent results, as of seeds or batches, with its standard error."""
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    return Estimate(jnp.asarray(np.mean(values), float), jnp.asarray(error, float), len(values))

@@ -17,7 +17,7 @@ from vbjax.distributions import Distribution
 from vbjax.distributions.family import family
 from vbjax.estimators.estimate import value_and_grad_at
 from vbjax.exact import expectation
-from vbjax.types import GradientEstimator, Nodes, Params, Problem
+from vbjax.types import GradientEstimator, Nodes, Problem
 
 
 class Sweep(NamedTuple):
@@ -48,7 +48,7 @@ class OneOf(Distribution):
 def exact_sweep(
     estimator: GradientEstimator,
     problem: Problem,
-    settings: Sequence[Params],
+    settings: Sequence[Any],
     *,
     states: Sequence[Any] | None = None,
     rtol: float | None = None,
@@ -70,7 +70,7 @@ def exact_sweep(
             i, noise = event
             params, state = jax.tree.map(lambda x: x[i], (stacked, stacked_states))
             gradient = ravel_pytree(value_and_grad_at(noise, estimator, problem, params, state)[1])[0]
-            mine = len(settings) * (jnp.arange(len(settings)) == i)
+            mine = jnp.where(jnp.arange(len(settings), dtype=i.dtype) == i, float(len(settings)), 0.0)
             # one leaf for each setting, because the certificate is relative to the leaf
             return [(m * gradient, m * gradient**2) for m in mine]
 

@@ -17,7 +17,7 @@ from vbjax.bounds import LogWeight
 from vbjax.distributions import Normal
 from vbjax.estimators import doubly_reparameterised, pathwise
 from vbjax.estimators.estimate import value_and_grad
-from vbjax.studies.published_case import Finding, PublishedCase
+from vbjax.studies.published_case import Finding, PublishedCase, mean_of
 from vbjax.types import Estimate, GradientEstimator
 
 DIMENSION, OFFSET = 20, 0.01
@@ -100,7 +100,7 @@ def slope(log_samples: np.ndarray, log_ratio: np.ndarray) -> Estimate:
     """Least-squares slope over log K, from one line for each batch: `log_ratio` is `(K's, batches)`."""
     centred = log_samples - log_samples.mean()
     slopes = centred @ (log_ratio - log_ratio.mean(0)) / (centred @ centred)
-    return Estimate(np.mean(slopes), np.std(slopes, ddof=1) / math.sqrt(len(slopes)), len(slopes))
+    return mean_of(slopes)
 
 
 def tighter_bounds_case(
@@ -141,8 +141,7 @@ def tighter_bounds_case(
                 abs(value - expected) < 0.06 + 5 * error,
             )
         )
-    rows = [(n, *(_mean_of_exp(values[i]) for _, values in curves.values())) for i, n in enumerate(samples)]
-    rows.append(("slope", *slopes.values()))
+    rows = [(n, *(mean_of(np.exp(values[i])) for _, values in curves.values())) for i, n in enumerate(samples)]
     return PublishedCase(
         name="tighter-bounds",
         title="Tighter bounds are not necessarily better",
@@ -150,17 +149,12 @@ def tighter_bounds_case(
         "falls like 1/√K for the encoder; the doubly reparameterised gradient restores √K.",
         source=SOURCE + "; Tucker et al. (2019), section 6.1",
         columns=("K", *curves),
-        rows=tuple(rows),
+        rows=(*rows, ("slope", *slopes.values())),
         findings=tuple(findings),
         remark=f"Linear-Gaussian model in {DIMENSION} dimensions, {data} data points in every gradient, parameters "
         f"offset by N(0, {OFFSET}²) from the optimum; $\\mathrm{{SNR}} = \\|E g\\| / \\mathrm{{sd}}(g)$ over all "
         f"coordinates of a group, from {batches} × {replications} draws with the noise floor subtracted.",
     )
-
-
-def _mean_of_exp(log_values: np.ndarray) -> Estimate:
-    values = np.exp(log_values)
-    return Estimate(np.mean(values), np.std(values, ddof=1) / math.sqrt(len(values)), len(values))
 
 
 def _largest_z(first: list[GradientMoments], second: list[GradientMoments]) -> tuple[float, int]:
