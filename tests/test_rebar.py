@@ -13,7 +13,8 @@ from scipy import special
 from tests.oracles import z_threshold
 from vbjax.distributions import Bernoulli, Categorical, Normal, OneHotCategorical
 from vbjax.estimators import value_and_grad
-from vbjax.estimators.rebar import rebar, relax, sgd, tuned_rebar
+from vbjax.estimators.learning import sgd
+from vbjax.estimators.rebar import rebar, relax, tuned_rebar
 from vbjax.estimators.relaxed import relaxed_log_prob
 from vbjax.exact import exact_moments, expectation
 from vbjax.moments import replicate
@@ -141,8 +142,8 @@ def test_the_mean_update_is_the_slope_of_the_exact_variance():
     state = estimator.init(q)
 
     def step(noise):
-        moved = estimator.update(state, noise, f, q).control
-        return jnp.stack([moved.log_temperature - state.control.log_temperature, moved.scale - state.control.scale])
+        moved = estimator.update(state, noise, f, q).params
+        return jnp.stack([moved.log_temperature - state.params.log_temperature, moved.scale - state.params.scale])
 
     def variance(log_shift, shift):
         return moments(rebar(temperature=0.5 * float(np.exp(log_shift)), scale=1 + shift), 0.2)[1]

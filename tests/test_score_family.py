@@ -49,9 +49,10 @@ from vbjax.estimators import (
     value_and_grad,
     vimco,
 )
-from vbjax.estimators.baselines import MovingAverage, Network, mlp
+from vbjax.estimators.baselines import MovingAverage
 from vbjax.estimators.control_variates import _between_values
 from vbjax.estimators.estimate import value_and_grad_at
+from vbjax.estimators.learning import Network, mlp
 from vbjax.exact import exact_moments
 from vbjax.moments import replicate
 from vbjax.types import NotAvailable, stop_gradient

@@ -5,15 +5,15 @@ strictly after use: no baseline meets its own sample, so all are unbiased at eve
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array
 
 from vbjax import bounds
+from vbjax.estimators import learning
 from vbjax.estimators.estimate import check_samples, estimator_name, inject, score
 from vbjax.estimators.score_function import (
     check_baseline,
@@ -23,7 +23,7 @@ from vbjax.estimators.score_function import (
     require_fixed_support,
     values_and_log_probs,
 )
-from vbjax.types import Bound, GradientEstimator, PRNGKey, Scalar, Spec, stop_gradient
+from vbjax.types import Bound, GradientEstimator, Scalar, Spec, stop_gradient
 
 
 class MovingAverage(NamedTuple):
@@ -109,57 +109,10 @@ def score_function_optimal_baseline(samples: int = 2) -> GradientEstimator:
     return GradientEstimator(Spec(name, True, True, True, ("fixed_support",), samples, 1), noise, surrogate)
 
 
-class Network(NamedTuple):
-    """A function with parameters. init: (key, features) -> parameters; apply: (parameters, features) -> a scalar."""
-
-    init: Callable[[PRNGKey, Float[Array, " d"]], PyTree]
-    apply: Callable[[PyTree, Float[Array, " d"]], Scalar]
-
-
-class Optimizer(NamedTuple):
-    """The part of optax's interface that is used, so that any of its optimisers will do."""
-
-    init: Callable[[PyTree], PyTree]
-    update: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
-
-
-class Learned(NamedTuple):
-    """Parameters of a network, and its optimiser's state with every number a float."""
-
-    params: PyTree
-    optimizer: PyTree
-
-
-def mlp(hidden: tuple[int, ...] = (32,)) -> Network:
-    """A multilayer perceptron with tanh units and one output, which starts at zero: no baseline, before it learns."""
-
-    def init(key, features):
-        sizes = (features.size, *hidden)
-        keys = jax.random.split(key, len(sizes))
-        layers = [
-            (jax.random.normal(k, (n, m), features.dtype) / n**0.5, jnp.zeros(m, features.dtype))
-            for k, n, m in zip(keys, sizes, sizes[1:], strict=False)
-        ]
-        return [*layers, (jnp.zeros((sizes[-1], 1), features.dtype), jnp.zeros(1, features.dtype))]
-
-    def apply(params, features):
-        *layers, (weights, bias) = params
-        for layer, shift in layers:
-            features = jnp.tanh(features @ layer + shift)
-        return (features @ weights + bias)[0]
-
-    return Network(init, apply)
-
-
-def sgd(learning_rate: int | float) -> Optimizer:
-    """Plain gradient descent, in optax's interface; it has no state."""
-    return Optimizer(lambda params: (), lambda gradient, state, params: (_scaled(-learning_rate, gradient), state))
-
-
 def nvil(
     samples: int = 1,
     *,
-    network: Network | None = None,
+    network: learning.Network | None = None,
     optimizer: Any = None,
     learning_rate: int | float = 0.01,
     seed: int = 0,
@@ -167,8 +120,9 @@ def nvil(
 ) -> GradientEstimator:
     """The score-function gradient with a learned baseline of q's parameters, (f(z_k) - b_φ(η)) ∇log q(z_k).
 
-    In amortised inference η is the encoder's output, so b_φ is a baseline of x. network: by default `mlp()`, on the
-    flattened leaves of q. optimizer: anything with optax's `init` and `update`; by default `sgd(learning_rate)`.
+    In amortised inference η is the encoder's output, so b_φ is a baseline of x. network: by default an `mlp`, on the
+    flattened leaves of q. optimizer: anything with optax's `init` and `update`; by default `sgd(learning_rate)`, both
+    of `learning`.
     `update` takes one step on (1/K) Σ (f(z_k) - b_φ)², strictly after use, and calls f again (one compiled step does
     both at once). Over a batch the state is the mean of the examples' steps: with `sgd`, one step on the mean loss.
     The paper also divides by a running deviation of f - b; that rescales the gradient, so it is left out. seed: of
@@ -178,15 +132,14 @@ def nvil(
     """
     check_samples(samples)
     noise = functools.partial(draws, "nvil", samples=samples)
-    network = mlp() if network is None else network
-    optimizer = sgd(learning_rate) if optimizer is None else optimizer
+    network = learning.mlp() if network is None else network
+    optimizer = learning.sgd(learning_rate) if optimizer is None else optimizer
 
     def features(q):
         return ravel_pytree(stop_gradient(q))[0]
 
     def init(q):
-        params = network.init(jax.random.key(seed), features(q))
-        return Learned(params, _as_floats(optimizer.init(params), q.dtype))
+        return learning.start(optimizer, network.init(jax.random.key(seed), features(q)))
 
     def surrogate(state, z, f, q):
         require_fixed_support("nvil", q)
@@ -196,26 +149,9 @@ def nvil(
     def update(state, z, f, q):
         values = stop_gradient(values_and_log_probs(z, f, q, bound)[0])
         gradient = jax.grad(lambda params: jnp.mean((values - network.apply(params, features(q))) ** 2))(state.params)
-        counted = jax.eval_shape(optimizer.init, state.params)
-        # optax raises its decay rates to integer step counts, which strict promotion would refuse
-        with jax.numpy_dtype_promotion("standard"):
-            step, new = optimizer.update(gradient, _as_counted(state.optimizer, counted), state.params)
-        return Learned(jax.tree.map(jnp.add, state.params, step), _as_floats(new, q.dtype))
+        return learning.step(optimizer, gradient, state)
 
     name = estimator_name("nvil", samples, bound=bound)
     return GradientEstimator(
         Spec(name, True, True, True, ("fixed_support",), samples, None), noise, surrogate, init, update
     )
-
-
-def _scaled(factor: int | float, tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: factor * x, tree)
-
-
-def _as_floats(tree: PyTree, dtype: Any) -> PyTree:
-    """Step counts as floats, because the state of a batch is a mean."""
-    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype), tree)
-
-
-def _as_counted(tree: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else jnp.round(x).astype(y.dtype), tree, like)

@@ -5,34 +5,16 @@ so c may be subtracted from f and its gradient given back along the two paths. R
 `relax` and `tuned_rebar` learn c by descent on the variance, strictly after use.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from vbjax.distributions import Copies, Joint
+from vbjax.estimators import learning
 from vbjax.estimators.estimate import check_samples, inject
 from vbjax.estimators.relaxed import check_temperature, given, held, relaxation_noise, require_relaxable, soften
-from vbjax.types import GradientEstimator, Params, PRNGKey, Scalar, Spec, stop_gradient
-
-
-class Network(NamedTuple):
-    """A free-form part of the control variate: init: (key, z) -> params; apply: (params, z) -> scalar.
-
-    z is the relaxed variable on the scale of logits, of the event's shape; apply must be differentiable in z.
-    """
-
-    init: Callable[[PRNGKey, Array], Params]
-    apply: Callable[[Params, Array], Scalar]
-
-
-class Optimizer(NamedTuple):
-    """The two functions of an optax optimiser: init: params -> state; update: (gradient, state, params) -> both."""
-
-    init: Callable[[Params], Any]
-    update: Callable[[Params, Any, Params], tuple[Params, Any]]
+from vbjax.types import GradientEstimator, Params, Scalar, Spec, stop_gradient
 
 
 class ControlVariate(NamedTuple):
@@ -41,31 +23,6 @@ class ControlVariate(NamedTuple):
     log_temperature: Scalar
     scale: Scalar
     network: Params
-
-
-class RelaxState(NamedTuple):
-    """control: what the next estimate uses. optimizer: the optimiser's state, with its counts as floats."""
-
-    control: ControlVariate
-    optimizer: Any
-
-
-def sgd(learning_rate: int | float) -> Optimizer:
-    """Plain gradient descent."""
-    return Optimizer(lambda params: (), lambda g, state, params: (jax.tree.map(lambda g: -learning_rate * g, g), state))
-
-
-def perceptron(hidden: int = 16) -> Network:
-    """One hidden layer of tanh units; zero at the start, so that learning begins at REBAR."""
-
-    def init(key, z):
-        weights = jax.random.normal(key, (hidden, z.size), z.dtype) / max(1, z.size) ** 0.5
-        return {"in": weights, "bias": jnp.zeros(hidden, z.dtype), "out": jnp.zeros(hidden, z.dtype)}
-
-    def apply(params, z):
-        return params["out"] @ jnp.tanh(params["in"] @ z.ravel() + params["bias"])
-
-    return Network(init, apply)
 
 
 def rebar(samples: int = 1, *, temperature: int | float = 0.5, scale: int | float = 1.0) -> GradientEstimator:
@@ -118,40 +75,39 @@ def relax(
 ) -> GradientEstimator:
     """`rebar` with the control variate c(z) = η f(σ_λ(z)) + r(z), where λ, η and the network r are learned.
 
-    network: a `Network`, or any object with its init and apply, as a Linen module; by default `perceptron()`. seed: of
-    its first parameters. optimizer: init and update as optax has them, `sgd(0.01)` by default; it descends on
-    ‖gradient in q‖², whose slope is the variance's since the mean does not move, strictly after use. Unbiased at every
-    state. What f differentiates explicitly in q's parameters is outside that loss. Else as `rebar`; not worth its cost
-    where f's own relaxation is close. Source: Grathwohl et al. (2018), eqs. 8-10.
+    network: of z on the scale of logits, a `learning.Network` or any object with its init and apply; by default an
+    `mlp`. seed: of its first parameters. optimizer: init and update as optax has them, `sgd(0.01)` by default; it
+    descends on ‖gradient in q‖², whose slope is the variance's since the mean does not move, strictly after use.
+    Unbiased at every state. What f differentiates explicitly in q's parameters is outside that loss. Else as `rebar`;
+    not worth its cost where f's own relaxation is close.
+    Source: Grathwohl et al. (2018), eqs. 8-10.
     """
-    return _learned("relax", samples, perceptron() if network is None else network, temperature, scale, optimizer, seed)
+    return _learned(
+        "relax", samples, learning.mlp((16,)) if network is None else network, temperature, scale, optimizer, seed
+    )
 
 
 def _learned(factory, samples, network, temperature, scale, optimizer, seed) -> GradientEstimator:
     check_samples(samples)
     check_temperature(temperature)
-    optimizer = sgd(0.01) if optimizer is None else optimizer
+    optimizer = learning.sgd(0.01) if optimizer is None else optimizer
     name = f"{factory}({samples})"
 
     def init(q):
         relaxation_noise(name, q)
         parameters = () if network is None else network.init(jax.random.key(seed), jnp.zeros_like(q.logits))
         control = _control_variate(q, temperature, scale, parameters)
-        return RelaxState(control, _as_floats(optimizer.init(control), q.dtype))
+        return learning.start(optimizer, control)
 
     def surrogate(state, noise, f, q):
-        return _surrogate(name, stop_gradient(state.control), network, noise, f, q)
+        return _surrogate(name, stop_gradient(state.params), network, noise, f, q)
 
     def update(state, noise, f, q):
         def size(control):
             gradient = _gradient(control, network, noise, f, stop_gradient(q))
             return sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
 
-        slope = jax.grad(size)(state.control)
-        kinds = jax.eval_shape(optimizer.init, state.control)
-        steps, inner = optimizer.update(slope, _as(state.optimizer, kinds), state.control)
-        control = jax.tree.map(jnp.add, state.control, steps)
-        return stop_gradient(RelaxState(control, _as_floats(inner, q.dtype)))
+        return learning.step(optimizer, jax.grad(size)(state.params), state)
 
     return GradientEstimator(_spec(name, samples), lambda q: _noise(name, samples, q), surrogate, init, update)
 
@@ -197,12 +153,3 @@ def _spec(name: str, samples: int) -> Spec:
 
 def _control_variate(q, temperature, scale, parameters) -> ControlVariate:
     return ControlVariate(jnp.log(jnp.asarray(temperature, q.dtype)), jnp.asarray(scale, q.dtype), parameters)
-
-
-def _as_floats(tree, dtype):
-    """States of a batch are averaged, and counts of steps would not survive that as integers."""
-    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype), tree)
-
-
-def _as(tree, kinds):
-    return jax.tree.map(lambda x, kind: x if x.dtype == kind.dtype else jnp.round(x).astype(kind.dtype), tree, kinds)

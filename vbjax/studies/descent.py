@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vbjax.estimators.rebar import Optimizer
+from vbjax.estimators.learning import Optimizer
 from vbjax.types import Params
 
 
