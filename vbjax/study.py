@@ -282,16 +282,11 @@ def _select(request: Request):
             named |= file.estimators
         elif path and _is_file(path):
             named[function] = user_files.named(open_file(path), function)
-        elif name in METHODS:
-            named[name] = METHODS[name]
-        elif name in estimators:
-            named[name] = estimators[name]
+        elif name in estimators or name in METHODS:
+            named[name] = estimators[name] if name in estimators else METHODS[name]
         else:
             raise collection.unknown("estimator", name, [*METHODS, *estimators])
-    if not named:
-        named = {name: METHODS[name] for name in DEFAULT_ESTIMATORS} | estimators
-    elif request.problems:
-        named |= {name: method for name, method in estimators.items() if name not in named}
+    named = named or {name: METHODS[name] for name in DEFAULT_ESTIMATORS} | estimators
     unique = {problem.name: problem for problem in problems}
     return list(unique.values()), named, list(loaded.values())
 

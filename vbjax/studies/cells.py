@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vbjax import bounds, moments, tails, testing
+from vbjax import bounds, moments, testing
 from vbjax.estimators.estimate import value_and_grad
 from vbjax.exact import NotConverged, exact_gradient, exact_moments
 from vbjax.studies import bias, cost
@@ -61,7 +61,8 @@ class Result(NamedTuple):
 
     call: the estimator by its own name. truth: the exact gradient, no_truth: why there is none. exact_mean,
     exact_variance: over all the noise, no_exact: why not. mean, standard_error, variance, variance_standard_error,
-    kurtosis, tail_index: sampled. tail: what the tail says of the variance. non_finite: draws with a NaN or an
+    variance_low, variance_high (95%), kurtosis, tail_index: sampled. tail: what the tail says of the variance.
+    non_finite: draws with a NaN or an
     infinity. outcome, explanation: of the question whether it is biased (`bias.judge`); mismatch: against its
     specification. evaluations: calls of f; flops, microseconds: of one estimate. refusal: why the
     estimator does not serve the problem, in its own words, or "".
@@ -83,6 +84,8 @@ class Result(NamedTuple):
     standard_error: list[float]
     variance: list[float]
     variance_standard_error: list[float]
+    variance_low: list[float]
+    variance_high: list[float]
     kurtosis: list[float]
     tail_index: list[float]
     tail: str
@@ -182,10 +185,12 @@ def examine(
         name: nothing if sampled is None else testing.flat(getattr(sampled, name))
         for name in ("mean", "standard_error", "variance", "variance_standard_error", "kurtosis", "tail_index")
     }
+    sample |= {"variance_low": nothing, "variance_high": nothing}
     tail, non_finite = "", 0
     if sampled is not None:
-        tail = tails.variance_verdict(sample["tail_index"], sampled.tail_extremes)
-        non_finite = int(sampled.non_finite)
+        interval = moments.variance_interval(sampled)
+        sample |= {"variance_low": testing.flat(interval.lower), "variance_high": testing.flat(interval.upper)}
+        tail, non_finite = moments.finite_variance(sampled), int(sampled.non_finite)
     if refusal:
         verdict = bias.Verdict("refused", refusal, np.zeros(len(names), bool))
     elif not np.isnan(exact_mean).any():

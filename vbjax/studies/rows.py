@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from vbjax import runs, tails
 from vbjax.studies import bias
@@ -24,8 +23,6 @@ MOST_COORDINATES = 12
 COSTS = ("evaluations", "flops", "microseconds")
 ALL = "(all)"
 """The row for the gradient as a whole: the norm of its bias, the trace of its covariance."""
-
-_LEVEL = 0.95
 
 
 class Standing(NamedTuple):
@@ -66,7 +63,8 @@ def standings(results: Sequence[Result], *, cost: str = "evaluations") -> list[S
 def summed(result: Result, which: Sequence[int]) -> dict[str, Any]:
     """Bias, variance and interval of some coordinates together.
 
-    The standard error of a sum of variances is the sum of theirs, which no correlation can exceed.
+    The ends of the interval and the standard error of a sum of variances are the sums of theirs, which is what they
+    come to where all rise and fall together, and too wide elsewhere.
     """
     index = np.asarray(which, int)
 
@@ -78,7 +76,7 @@ def summed(result: Result, which: Sequence[int]) -> dict[str, Any]:
     error = 0.0 if exact else float(np.sqrt(np.sum(numbers("standard_error") ** 2)))
     variance = float(np.sum(numbers("exact_variance" if exact else "variance")))
     spread = 0.0 if exact else float(np.sum(numbers("variance_standard_error")))
-    low, high = variance_interval(variance, spread)
+    low, high = (variance if exact else float(np.sum(numbers(f"variance_{end}"))) for end in ("low", "high"))
     if not exact and result.tail == tails.NOT_FINITE:
         variance, low, high = math.inf, math.nan, math.nan
     return {
@@ -89,14 +87,6 @@ def summed(result: Result, which: Sequence[int]) -> dict[str, Any]:
         "low": low,
         "high": high,
     }
-
-
-def variance_interval(variance: int | float, standard_error: int | float) -> tuple[float, float]:
-    """A 95% interval on the log scale, where the law of a sampled variance is nearly normal and never negative."""
-    if variance <= 0 or standard_error == 0:
-        return variance, variance
-    factor = math.exp(stats.norm.isf((1 - _LEVEL) / 2) * standard_error / variance)
-    return variance / factor, variance * factor
 
 
 def rows(
