@@ -150,6 +150,7 @@ def truth_of(cell: Cell) -> Truth:
 def examine(
     cell: Cell,
     truth: Callable[[], Truth],
+    price: Callable[[], cost.Cost],
     *,
     seed: int,
     replications: int,
@@ -160,7 +161,8 @@ def examine(
 ) -> Result:
     """Find out all there is to know about a cell.
 
-    truth: called when it is needed. delta: the bias that does not matter, in standard deviations of one estimate.
+    truth, price: called when they are needed. delta: the bias that does not matter, in standard deviations of one
+    estimate.
     integrate: whether to try exact moments. checkpoint, on_progress: as in `moments.replicate`. An estimator that
     refuses the problem leaves a result that says why.
     """
@@ -177,7 +179,7 @@ def examine(
     sampled, priced = None, cost.Cost(float(estimator.spec.evaluations), np.nan, np.nan)
     if not refusal:
         sampled = draw(key_draws, checkpoint=checkpoint, on_progress=on_progress)
-        priced = cost.measure(estimator, problem, params)
+        priced = price()
     exact_mean, exact_variance, no_exact = nothing, nothing, "" if integrate else "not asked for"
     if integrate and not refusal:
         exact_mean, exact_variance, no_exact = _exact(estimator, cell)
@@ -229,6 +231,11 @@ def examine(
         microseconds=priced.microseconds,
         refusal=refusal,
     )
+
+
+def price_of(cell: Cell) -> cost.Cost:
+    """What one estimate costs; the estimator must serve the problem."""
+    return cost.measure(cell.make(), cell.problem.problem, _floats(cell.params, float))
 
 
 def refusal_of(cell: Cell) -> str:

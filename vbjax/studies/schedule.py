@@ -17,7 +17,7 @@ import numpy as np
 
 from vbjax import bounds, runs, testing
 from vbjax.estimators.catalogue import Method
-from vbjax.studies.cells import Cell, Result, Truth, examine, truth_of
+from vbjax.studies.cells import Cell, Result, Truth, examine, price_of, truth_of
 from vbjax.studies.toy_problems import ToyProblem
 from vbjax.types import GradientEstimator
 
@@ -41,6 +41,12 @@ def grid(
     `logits[2]`); several make a product; a problem without the parameter stands still.
     """
     cells = []
+
+    @functools.cache
+    def maker(method: Method, samples: int) -> Callable[[], GradientEstimator]:
+        # one estimator for all problems and points: what was compiled for it is found again
+        return functools.cache(functools.partial(method.make, samples))
+
     for problem in problems:
         for point in points(problem, sweeps or {}):
             params = at(problem.params, point)
@@ -51,7 +57,7 @@ def grid(
                 # fewer samples than a method needs are no cell; none at all would leave the method out
                 counts = [k for k in samples if k >= method.min_samples] or [method.min_samples]
                 for k in counts:
-                    make = functools.partial(method.make, k)
+                    make = maker(method, k)
                     cells.append(Cell(problem, params, point, name, method.family, k, make, method.bound))
     return cells
 
@@ -110,6 +116,7 @@ def study(
         result = examine(
             cell,
             truth,
+            prices[_kind(cell)],
             seed=seed,
             replications=replications,
             delta=delta,
@@ -124,6 +131,8 @@ def study(
         return result
 
     stop = threading.Event()
+    # the same program at every point of a sweep, so its price is asked for once
+    prices = {_kind(cell): functools.cache(functools.partial(price_of, cell)) for cell in cells}
     truths: dict[Any, Future[Truth]] = {}
     with ThreadPoolExecutor(threads) as pool:
         # all truths come first in the queue, so that no cell can wait for one that waits for a thread
@@ -147,6 +156,11 @@ class _Stopped(Exception):  # noqa: N818
 def _question(cell: Cell) -> tuple:
     """Cells that share it share their exact gradient."""
     return (cell.setting, id(cell.bound), 0 if cell.bound is bounds.mean else cell.samples)
+
+
+def _kind(cell: Cell) -> tuple:
+    """Cells that share it cost the same."""
+    return (cell.problem.name, cell.estimator, cell.samples)
 
 
 def _digest(cell: Cell) -> str:

@@ -109,6 +109,7 @@ def blame(*paths: Path) -> Iterator[None]:
 
 def where(function: Any) -> str:
     """`FILE.py:LINE: ` of a function, or nothing where it has none."""
+    function = getattr(function, "__wrapped__", function)  # of a cache
     function = getattr(function, "func", function)  # of a partial
     code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}: " if code is not None else ""
