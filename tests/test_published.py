@@ -209,7 +209,7 @@ def test_the_digits_gradient_is_what_an_unbiased_estimator_averages_to(discrete)
     estimator = score_function(2, baseline=leave_one_out) if discrete else pathwise()
     params = jax.tree.map(jnp.asarray, toy.params)
     moments = replicate(jax.random.key(0), estimator, toy.problem, params, replications=4096)
-    truth = toy.truth(toy.params)
+    truth = jax.tree.map(np.asarray, toy.truth(toy.params))
 
     def deviations(truth):
         z = jax.tree.map(

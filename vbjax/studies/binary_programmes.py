@@ -46,7 +46,7 @@ def polynomial_programme(power: float = 3.0, bits: int = 4) -> ToyProblem:
     )
 
 
-def objective(logits, power: float):
+def objective(logits, power):
     """E f, exactly."""
     p = jax.nn.sigmoid(logits)
     return jnp.mean(p * (1 - CENTRE) ** power + (1 - p) * CENTRE**power)
@@ -70,13 +70,13 @@ def straight_through_rest(power: float) -> float:
 
 
 def descend(estimator, power, key, *, steps: int, learning_rate: float):
-    """The exact objective after gradient descent on the logits from zero; the gradient is taken of L f."""
+    """The exact objective after gradient descent on L f, from logits of zero; step t draws with `fold_in(key, t)`."""
 
-    def step(logits, key):
-        _, gradient = value_and_grad(key, estimator, problem, {"logits": logits, "power": power})
+    def step(logits, t):
+        _, gradient = value_and_grad(jax.random.fold_in(key, t), estimator, problem, {"logits": logits, "power": power})
         return logits - learning_rate * BITS * gradient["logits"], None
 
-    logits, _ = jax.lax.scan(step, jnp.zeros(BITS), jax.random.split(key, steps))
+    logits, _ = jax.lax.scan(step, jnp.zeros(BITS), jnp.arange(steps, dtype=jnp.int32))
     return objective(logits, power)
 
 

@@ -58,11 +58,11 @@ def trained_states(estimator: GradientEstimator, targets, *, steps: int, seed: i
     def train(params, key):
         q, f = problem(params)
 
-        def step(state, key):
-            noise = estimator.noise(q).sample(key)
+        def step(state, t):
+            noise = estimator.noise(q).sample(jax.random.fold_in(key, t))
             return estimator.update(state, noise, f, q), None
 
-        return jax.lax.scan(step, estimator.init(q), jax.random.split(key, steps))[0]
+        return jax.lax.scan(step, estimator.init(q), jnp.arange(steps, dtype=jnp.int32))[0]
 
     with jax.enable_x64(True):
         params = settings(targets)
