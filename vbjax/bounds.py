@@ -80,7 +80,7 @@ def shares(log_weights: LogWeights) -> LogWeights:
     return jax.nn.softmax(jnp.where(jnp.isfinite(top), log_weights, infinite))
 
 
-def renyi(alpha: float) -> Bound:
+def renyi(alpha: int | float) -> Bound:
     """The variational Rényi bound log (1/K) Σ w_k^(1-α) / (1-α) (Li & Turner 2016, eq. 13).
 
     α = 1 is the ELBO, α = 0 the IWAE bound; α < 0 aims above the evidence. Raises ValueError unless finite.
@@ -92,7 +92,7 @@ def renyi(alpha: float) -> Bound:
     return _named(f"renyi({alpha:g})", lambda log_weights: iwae((1 - alpha) * log_weights) / (1 - alpha))
 
 
-def cubo(n: float) -> Bound:
+def cubo(n: int | float) -> Bound:
     """The χ upper bound log (1/K) Σ w_k^n / n for n >= 1 (Dieng et al. 2017, eq. 3): at least log p(x) as K → ∞.
 
     With finitely many draws the logarithm biases it *down*: it is an upper bound only in the limit. Raises

@@ -1,0 +1,85 @@
+"""The conformance matrix: no estimator is biased where it promises not to be, and every biased one is found out.
+
+The default tests show that it can fail; the slow ones run it on families of every kind, `vbjax conformance` on all.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from vbjax import bounds
+from vbjax.estimators import catalogue
+from vbjax.estimators.estimate import inject
+from vbjax.studies import conformance as matrix
+from vbjax.studies import families, oracles
+
+
+def judged(laws, methods=None, *, tests=True):
+    with jax.enable_x64(True):
+        return list(matrix.conformance(jax.random.key(20), laws=laws, methods=methods, tests=tests))
+
+
+def assert_kept_and_found_out(cells):
+    broken = [cell for cell in cells if not cell.kept]
+    assert not broken, broken
+    judged_methods = {cell.method for cell in cells if cell.verdict != "refused"}
+    for method in judged_methods:
+        mine = [cell for cell in cells if cell.method == method and cell.verdict != "refused"]
+        if not all(cell.promised for cell in mine):
+            assert any(cell.verdict == "biased" for cell in mine), f"{method} says it is biased, and nothing shows it"
+
+
+@pytest.mark.slow
+def test_every_estimator_on_one_bit():
+    cells = judged(["Bernoulli"], tests=False)
+    assert {cell.method for cell in cells} == set(catalogue.METHODS)
+    assert {cell.how for cell in cells if cell.verdict in ("biased", "unbiased")} == {"exact"}
+    assert_kept_and_found_out(cells)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("law", ["Normal", "Gamma", "Bernoulli(2)", "OneHotCategorical", "Poisson"])
+def test_every_estimator_on(law):
+    cells = judged([law])
+    assert {cell.method for cell in cells} == set(catalogue.METHODS)
+    assert_kept_and_found_out(cells)
+    assert {cell.objective for cell in cells} == set(families.OBJECTIVES)
+
+
+def test_a_wrong_estimator_breaks_its_promise(monkeypatch):
+    """RLOO whose baseline contains the own sample halves the gradient, and its spec does not know."""
+    right = catalogue.make("rloo", 2)
+
+    def wrong(samples):
+        def surrogate(state, noise, f, q):
+            values = jax.vmap(f)(noise)
+            scores = jax.vmap(lambda z: jax.grad(lambda q: q.log_prob(z))(q))(noise)
+            centred = values - values.mean()
+            gradient = jax.tree.map(lambda s: (centred @ s.reshape(samples, -1)).reshape(s.shape[1:]) / samples, scores)
+            return values.mean() + inject(q, gradient, estimator="wrong")
+
+        return right._replace(surrogate=surrogate)
+
+    monkeypatch.setitem(catalogue.METHODS, "rloo", catalogue.METHODS["rloo"]._replace(make=wrong))
+    cells = judged(["Bernoulli"], ["rloo"])
+    assert any(not cell.kept and cell.group == "q" for cell in cells)
+    assert {str(mark) for mark in matrix.marks(cells).values()} == {matrix.BROKEN}
+
+
+def test_the_laplace_transform_of_the_weights_gives_the_bound_of_two_samples():
+    with jax.enable_x64(True):
+        family = next(f for f in families.families() if f.name == "Bernoulli(2)")
+        params = families.arrays(family)
+        z, q = family.law(params["q"]).enumerate(), family.law(params["q"])
+        log_w = np.asarray(jax.vmap(families.problem(family, "log-weight")(params)[1])(z))
+        mass = np.exp(np.asarray(jax.vmap(q.log_prob)(z)))
+        pairs = np.log((np.exp(log_w)[:, None] + np.exp(log_w)[None]) / 2)
+        truth = oracles.truth(family, "log-weight", 2, bounds.iwae)
+        np.testing.assert_allclose(truth["value"], [mass @ pairs @ mass], rtol=1e-12)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="no law 'Norml'"):
+        judged(["Norml"])
+    with pytest.raises(ValueError, match="no estimator 'rlo'"):
+        judged(["Normal"], ["rlo"])
