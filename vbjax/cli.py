@@ -134,6 +134,34 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--json", action="store_true", help="print the rows as JSON")
     study.add_argument("--list", action="store_true", help="list problems and estimators and study nothing")
     study.set_defaults(run=_study)
+
+    conformance = commands.add_parser(
+        "conformance",
+        help="judge every estimator on every family of laws and kind of objective, exactly where it can be",
+        description="Fills the conformance matrix: every estimator, law and objective, in the value, the gradient in q "
+        "and the gradient in the model. Exact by integration of all noise where a rule serves, else by a sequential "
+        "test. Exit status 1 if an estimator is biased that promises not to be. All of it takes a quarter of an hour.",
+    )
+    conformance.add_argument("--methods", nargs="+", default=(), metavar="NAME", help="estimators (default: all)")
+    conformance.add_argument("--laws", nargs="+", default=(), metavar="NAME", help="families of laws (default: all)")
+    conformance.add_argument("--no-tests", action="store_true", help="only what is exact; the rest stays open")
+    conformance.add_argument("--seed", type=_seed, default=0, help="seed of the tests (default: 0)")
+    conformance.add_argument("--markdown", type=Path, metavar="FILE", help="also write the matrix to FILE")
+    conformance.add_argument("--json", action="store_true", help="print every cell as JSON")
+    conformance.set_defaults(run=_conformance)
+
+    published = commands.add_parser(
+        "published",
+        help="reproduce published results on gradient estimators, each with a verdict",
+        description="Recomputes results of the literature: the claim, our table, and which findings hold. Exit status "
+        "1 if one does not. Without names all of them, in some minutes.",
+    )
+    published.add_argument("names", nargs="*", metavar="CASE", help="cases (default: all)")
+    published.add_argument("--quick", action="store_true", help="fewer draws, the same rules")
+    published.add_argument("--out", type=Path, help="folder for a page with all of it (default: write nothing)")
+    published.add_argument("--list", action="store_true", help="list the cases and compute nothing")
+    published.add_argument("--json", action="store_true", help="print tables and findings as JSON")
+    published.set_defaults(run=_published)
     return parser
 
 
@@ -205,6 +233,37 @@ def _check(options: argparse.Namespace) -> int:
         seed=options.seed,
         as_json=options.json,
     )
+
+
+def _conformance(options: argparse.Namespace) -> int:
+    import jax
+
+    from vbjax.evidence import run_conformance
+    from vbjax.runs import RunError
+
+    with exit_with(BAD_INPUT, RunError), jax.enable_x64(True):
+        return run_conformance(
+            options.methods,
+            options.laws,
+            seed=options.seed,
+            tests=not options.no_tests,
+            markdown=options.markdown,
+            as_json=options.json,
+        )
+
+
+def _published(options: argparse.Namespace) -> int:
+    from vbjax.runs import RunError
+
+    if options.list:
+        from vbjax.studies.published import CASES
+
+        print(*CASES, sep="\n")
+        return 0
+    from vbjax.evidence import run_published
+
+    with exit_with(BAD_INPUT, RunError):
+        return run_published(options.names, quick=options.quick, out=options.out, as_json=options.json)
 
 
 def _study(options: argparse.Namespace) -> int:

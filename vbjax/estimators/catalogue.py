@@ -19,6 +19,7 @@ from vbjax.estimators.doubly_reparameterised import (
     sticking_the_landing,
 )
 from vbjax.estimators.measure_valued import measure_valued, measure_valued_independent
+from vbjax.estimators.mixed import mixed
 from vbjax.estimators.multi_sample import reweighted_wake_sleep, tvo_covariance, vimco
 from vbjax.estimators.pathwise import antithetic, pathwise, quasi_monte_carlo
 from vbjax.estimators.rebar import rebar, relax, tuned_rebar
@@ -71,6 +72,10 @@ def _of_discrete_sums(samples: int) -> GradientEstimator:
 def _score_and_taylor(samples: int) -> GradientEstimator:
     members = (score_function(2, baseline=leave_one_out), taylor(1, order=1))
     return cross_fitted(members, draws=samples)
+
+
+def _rloo_beside_pathwise(samples: int) -> GradientEstimator:
+    return mixed(score_function(2, baseline=leave_one_out), pathwise(1), samples=samples)
 
 
 _SCORE = (
@@ -139,6 +144,7 @@ _MULTI_SAMPLE = (
     ("tvo_vimco", _with(vimco, bound=_TVO), "TVO, leave-one-out signals", "Masrani et al. 2019", 2, _TVO),
     ("tvo", _with(tvo_covariance, betas=BETAS), "TVO by covariance, biased", "Masrani et al. 2019", 2, _TVO),
 )
+_SITES = (("mixed", _rloo_beside_pathwise, "two sites: rloo, then pathwise", "Titsias & Lázaro-Gredilla 2015"),)
 _FAMILIES: dict[str, tuple[tuple[Any, ...], ...]] = {
     "score function": _SCORE,
     "pathwise": _PATHWISE,
@@ -148,6 +154,7 @@ _FAMILIES: dict[str, tuple[tuple[Any, ...], ...]] = {
     "relaxed (biased)": _RELAXED,
     "control variate by relaxation": _BY_RELAXATION,
     "multi-sample bounds": _MULTI_SAMPLE,
+    "several sites": _SITES,
 }
 
 METHODS: dict[str, Method] = {

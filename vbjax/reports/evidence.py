@@ -1,0 +1,68 @@
+"""What backs the estimators: the conformance matrix and published results reproduced, as sections and as Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vbjax.reports.html import Html, badge, element, prose
+from vbjax.reports.numbers import number, uncertain
+from vbjax.reports.page import Section, section, table
+from vbjax.studies import conformance
+from vbjax.studies.conformance import Cell
+from vbjax.studies.published_case import PublishedCase
+from vbjax.types import Estimate
+
+LEGEND = (
+    "exact: every estimate of the value, of the gradient in q and of the gradient in the model is unbiased, by "
+    f"integration of all noise (relative bias below {conformance.TOLERANCE:g}). tested: where no rule serves, "
+    f"certified by a sequential test to {conformance.DELTA:g} standard deviations of one draw, at a family-wise error "
+    f"of {conformance.ERROR_RATE:g}. biased: found biased, as its specification says. –: refused, with a way out in "
+    "the message. Objectives: smooth, discontinuous, with q's own parameters in it, and a log-weight (IWAE at 1, 2 "
+    "and 5 samples); the refused ones in parentheses."
+)
+
+
+def conformance_section(cells: Sequence[Cell], *, title: str = "Conformance of the estimators") -> Section:
+    """The matrix, laws in columns."""
+    laws, rows = conformance.rows(cells)
+    judged = sum(cell.verdict in ("biased", "unbiased") for cell in cells)
+    broken = [cell for cell in cells if not cell.kept]
+    return section(
+        title,
+        prose(f"{judged} estimates judged, {len(broken)} broken promises. {LEGEND}"),
+        [prose(f"{c.method} on {c.family}: biased {c.group}, {c.objective}, by {number(c.bias, 3)}") for c in broken],
+        table(("estimator", *laws), rows, caption="Every estimator on every law"),
+        id="conformance",
+    )
+
+
+def conformance_markdown(cells: Sequence[Cell], command: str) -> str:
+    """The same for a repository's documentation."""
+    laws, rows = conformance.rows(cells)
+    lines = ["# Conformance of the gradient estimators", "", f"Written by `{command}`.", "", LEGEND, ""]
+    lines += ["| " + " | ".join(("estimator", *laws)) + " |", "|---" * (len(laws) + 1) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def published_section(case: PublishedCase) -> Section:
+    """One result of the literature: the claim, our table, and what of it holds."""
+    findings = [
+        element("li", badge("holds" if f.holds else "does not", "good" if f.holds else "bad"), " ", f.statement)
+        for f in case.findings
+    ]
+    return section(
+        case.title,
+        prose(case.claim),
+        prose(f"Source: {case.source}"),
+        table(case.columns, [[cell_text(cell) for cell in row] for row in case.rows], caption=case.title),
+        element("ul", findings),
+        prose(case.remark) if case.remark else None,
+        id=case.name,
+    )
+
+
+def cell_text(cell: Any) -> str | Html:
+    """Text as it is, numbers shortly, estimates with their error in the last digits."""
+    if isinstance(cell, Estimate):
+        return uncertain(float(cell.value), float(cell.standard_error))
+    return cell if isinstance(cell, str) else number(cell, 4)
