@@ -12,7 +12,12 @@ from vbjax.reports import section
 from vbjax.tour import independent_pixels, tour
 from vbjax.types import Estimate
 
-SMALL = {"ids": ["elbo-decomposition", "rloo-variance"], "replications": 1000, "steps": 20}
+SMALL = {
+    "ids": ["elbo-decomposition", "rloo-variance"],
+    "methods": ["rloo", "straight_through"],
+    "replications": 1000,
+    "steps": 20,
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +30,14 @@ def page(tmp_path_factory):
 def test_the_tour_writes_one_page_with_checks_study_and_vae(page):
     status, text = page
     assert status == 0
-    for part in ("summary", "derivations", "estimators", "vae", "rloo-variance", "learning-curve-title"):
+    for part in ("summary", "derivations", "estimators", "conformance", "vae", "rloo-variance", "learning-curve-title"):
         assert f'id="{part}"' in text
     assert text.count("data:image/png;base64") == 4
     assert "<script" not in text
     assert 'src="http' not in text
 
 
+@pytest.mark.slow
 def test_a_check_that_fails_makes_the_exit_status_one_and_still_leaves_a_page(tmp_path, monkeypatch):
     right = command.verdicts_of
 
