@@ -9,10 +9,11 @@ import pytest
 from scipy import special, stats
 
 from vbjax import tails
-from vbjax.distributions import Bernoulli, Normal
+from vbjax.distributions import Bernoulli, Normal, Poisson
 from vbjax.estimators import catalogue, score_function
 from vbjax.estimators.catalogue import METHODS
 from vbjax.exact import exact_gradient
+from vbjax.random import rekey
 from vbjax.studies import (
     ToyProblem,
     bias,
@@ -222,10 +223,20 @@ def test_calls_of_f_are_counted_in_the_traced_program():
         return cost.evaluations(METHODS[name].make(samples), toy.problem, params)
 
     assert [calls("score", 3), calls("rloo", 4), calls("disarm", 2), calls("arm", 3)] == [3, 4, 2, 6]
+    # a gradient counts as one more, once for each draw; an expansion at the mean is one for all draws
+    for name in ("straight_through", "st_gumbel_softmax", "gumbel_rao", "reinmax", "rebar", "tuned_rebar", "relax"):
+        assert calls(name, 4) == METHODS[name].make(4).spec.evaluations
+    assert [calls("taylor", 4), calls("cross_fitted", 4)] == [4 + 2, 4 * (2 + 1) + 2]
     scanned = score_function(1)._replace(
         surrogate=lambda state, z, f, q: jax.lax.scan(lambda c, x: (c + f(z[0]), None), 0.0, None, length=5)[0]
     )
     assert cost.evaluations(scanned, toy.problem, params) == 5
+
+
+def test_counts_are_drawn_from_the_engines_generator():
+    draws = Poisson(jnp.full((), 4.0)).sample(rekey(jax.random.key(0)), (10_000,))
+    assert abs(float(draws.mean()) - 4.0) < stats.norm.isf(FALSE_ALARM / 2) * 2 / math.sqrt(10_000)
+    assert float(draws.var()) == pytest.approx(4.0, rel=0.1)
 
 
 def test_sweeps_set_scalars_and_coordinates():

@@ -220,6 +220,9 @@ class Poisson(Distribution):
         require(self, "rate", lambda v: (v >= 0) & np.isfinite(v), "non-negative and finite")
 
     def sample(self, key, shape=()):
+        if jax.random.key_impl(key) != "threefry2x32":
+            # JAX draws counts from its own generator only
+            key = jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
         return jax.random.poisson(key, self.rate, shape + self.rate.shape).astype(self.dtype)
 
     def log_prob(self, x):

@@ -26,12 +26,13 @@ def cross_fitted(
     i; λ = shrinkage / (D - 1), towards equal weights. Weights are independent of the draws that they weigh, so the
     gradient stays unbiased; the members share no noise, so inverse variances are best, and are reached as D grows.
     The value and the model's gradient are plain averages.
-    estimators: two or more, *of one bound*, which no check can see. draws: D >= 3 of each; the cost is D times that
-    of all members together. With a `bounds.LogWeight` the weights see the gradient through -log q as well, and
-    members may treat it differently; with another f it is averaged like the model's. A member that learns is updated
-    by the mean of its D updates. First derivatives only. *Not where one member is known to win*: draws of it alone
-    cost less, and with D below ten the weights are rough. Raises ValueError for a member that is biased in q, for
-    fewer than three draws, and for a shrinkage that is not positive; `NotAvailable` as its members do.
+    estimators: two or more, *of one bound*, which no check can see. draws: D >= 3 of each; the cost is D times that of
+    all members together, and `spec.evaluations` says so; what a member evaluates without its noise, as `taylor` at the
+    mean, is shared by the draws and makes it less. With a `bounds.LogWeight` the weights see the gradient through -log
+    q as well, and members may treat it differently; with another f it is averaged like the model's. A member that
+    learns is updated by the mean of its D updates. First derivatives only. *Not where one member is known to win*:
+    draws of it alone cost less, and with D below ten the weights are rough. Raises ValueError for a member that is
+    biased in q, for fewer than three draws, and for a shrinkage that is not positive; `NotAvailable` as its members do.
     Source: Geffner & Domke (2018), section 3, with weights from held-out draws.
     """
     estimators = tuple(estimators)

@@ -32,8 +32,9 @@ def rebar(samples: int = 1, *, temperature: int | float = 0.5, scale: int | floa
     random numbers, on two paths. Unbiased for every λ and η; η = 0 is the plain score function. The value and the
     gradient of the model's parameters are those of f(b). f must accept relaxed events (docstring of `relaxed`) and be
     continuous there: where it jumps the two paths miss the jump, and the gradient is biased. Not for cheap gradients:
-    three calls of f a sample, where `score_function` with leave_one_out makes one. Raises `NotAvailable` for laws
-    other than Bernoulli and OneHotCategorical, and for second derivatives. Source: Tucker et al. (2017), eq. 8.
+    three calls of f a sample, one of them a gradient, where `score_function` with leave_one_out makes one. Raises
+    `NotAvailable` for laws other than Bernoulli and OneHotCategorical, and for second derivatives.
+    Source: Tucker et al. (2017), eq. 8.
     """
     check_samples(samples)
     check_temperature(temperature)
@@ -104,7 +105,7 @@ def _learned(factory, samples, network, temperature, scale, optimizer, seed) -> 
 
     def update(state, noise, f, q):
         def size(control):
-            gradient = _gradient(control, network, noise, f, stop_gradient(q))
+            gradient = _gradient(control, network, noise, jax.vmap(f)(noise[0]), f, stop_gradient(q))
             return sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
 
         return learning.step(optimizer, jax.grad(size)(state.params), state)
@@ -112,11 +113,11 @@ def _learned(factory, samples, network, temperature, scale, optimizer, seed) -> 
     return GradientEstimator(_spec(name, samples), lambda q: _noise(name, samples, q), surrogate, init, update)
 
 
-def _estimate(q, b, s, f, c):
-    """The gradient in q from one draw: c is the control variate, a function of the relaxed z."""
+def _estimate(q, b, s, cost, c):
+    """The gradient in q from one draw: cost is f(b), c the control variate, a function of the relaxed z."""
     z = stop_gradient(given(q, b, s))
     value, slope = jax.value_and_grad(c)(z)
-    weight = f(b) - value
+    weight = cost - value
 
     def surrogate(q):
         # z and z̃ are one point, on two paths
@@ -125,22 +126,23 @@ def _estimate(q, b, s, f, c):
     return jax.grad(surrogate)(q)
 
 
-def _gradient(control: ControlVariate, network: Any, noise, f, q):
-    """The mean over the draws, as a function of the control variate; q without gradient."""
+def _gradient(control: ControlVariate, network: Any, noise, costs, f, q):
+    """The mean over the draws, whose f(b) are the costs, as a function of the control variate; q without gradient."""
 
     def c(z):
         relaxed = control.scale * f(soften(q, z, jnp.exp(control.log_temperature)))
         return relaxed if network is None else relaxed + network.apply(control.network, z)
 
-    gradients = jax.vmap(lambda b, s: _estimate(q, b, s, f, c))(*noise)
+    gradients = jax.vmap(lambda b, s, cost: _estimate(q, b, s, cost, c))(*noise, costs)
     return jax.tree.map(lambda g: g.mean(0), gradients)
 
 
 def _surrogate(name: str, control: ControlVariate, network: Any, noise, f, q) -> Scalar:
     require_relaxable(name, q, f)
     b, _ = noise
-    gradient = _gradient(control, network, noise, f, stop_gradient(q))
-    return jax.vmap(f)(b).mean() + inject(q, gradient, estimator=name)
+    costs = jax.vmap(f)(b)
+    gradient = _gradient(control, network, noise, costs, f, stop_gradient(q))
+    return costs.mean() + inject(q, gradient, estimator=name)
 
 
 def _noise(name: str, samples: int, q):

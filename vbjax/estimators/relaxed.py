@@ -218,7 +218,7 @@ def _hard(
         def along(q, slope):
             return jnp.vdot(slope, jax.vmap(lambda b, s: soft(q, b, *s))(b, s))
 
-        gradient = jax.grad(along)(stop_gradient(q), jax.grad(objective)(b))
-        return objective(b) + inject(q, gradient, estimator=name)
+        value, slope = jax.value_and_grad(objective)(b)
+        return value + inject(q, jax.grad(along)(stop_gradient(q), slope), estimator=name)
 
     return GradientEstimator(Spec(name, True, False, True, ("discrete",), 2 * samples, 1), noise, surrogate)

@@ -25,19 +25,33 @@ _quiet = threading.Lock()
 _mark = Primitive("evaluation")
 _mark.def_abstract_eval(lambda x: x)
 _slope = Primitive("evaluation_slope")
-_slope.def_abstract_eval(lambda x: x)
+_slope.def_abstract_eval(lambda slope, value: slope)
 
 
 def _jvp(primals, tangents):
     (value,), (slope,) = primals, tangents
-    marked = _mark.bind(value)
-    return marked, slope if type(slope) is ad.Zero else _slope.bind(slope)
+    return _mark.bind(value), slope if type(slope) is ad.Zero else _slope.bind(slope, value)
 
 
-for _primitive in (_mark, _slope):
-    batching.primitive_batchers[_primitive] = lambda values, axes, p=_primitive: (p.bind(*values), axes[0])
-ad.primitive_jvps[_mark] = _jvp
-ad.deflinear2(_slope, lambda cotangent, x: [_slope.bind(cotangent)])
+def _slope_jvp(primals, tangents):
+    (slope, value), (change, _) = primals, tangents
+    return _slope.bind(slope, value), change if type(change) is ad.Zero else _slope.bind(change, value)
+
+
+def _batch(values, axes):
+    # the value rides along because one slope may stand for all draws, whose derivatives are many
+    size = next(x.shape[axis] for x, axis in zip(values, axes, strict=True) if axis is not None)
+    stacked = [
+        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(values, axes, strict=True)
+    ]
+    return _slope.bind(*stacked), 0
+
+
+batching.defvectorized(_mark)
+batching.primitive_batchers[_slope] = _batch
+ad.primitive_jvps[_mark], ad.primitive_jvps[_slope] = _jvp, _slope_jvp
+ad.primitive_transposes[_slope] = lambda cotangent, slope, value: [_slope.bind(cotangent, value), None]
 
 
 class Cost(NamedTuple):
