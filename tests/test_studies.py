@@ -27,6 +27,7 @@ from vbjax.studies import (
     study,
 )
 from vbjax.studies.cells import Result
+from vbjax.studies.pairs import pairs
 from vbjax.studies.toy_problems import coin, cosine, linear_gaussian_elbo, square, toy_problems
 
 # The probability that a statistical test below refuses correct code, shared among its comparisons; keys are fixed.
@@ -106,11 +107,35 @@ def test_verdicts_are_exact_and_a_wrong_estimator_contradicts_its_specification(
     assert "use score_function" in results[6].refusal
 
 
-def test_sampled_verdicts_certify_the_right_estimator_and_reject_the_wrong_one():
-    methods = {"score": METHODS["score"], "wrong": WRONG}
-    right, wrong = study(grid([coin(0.45)], methods, samples=(2,)), replications=50_000, integrate=False)
+def test_sampled_verdicts_certify_the_right_estimator_and_reject_the_wrong_one(results):
+    methods = {"score": METHODS["score"], "wrong": WRONG, "rloo": METHODS["rloo"]}
+    cells = grid([coin(0.45)], methods, samples=(2,))
+    found = study(cells, replications=50_000, integrate=False)
+    right, wrong, _ = found
     assert (right.outcome, wrong.outcome, wrong.mismatch) == (bias.CERTIFIED, bias.BIASED, True)
     assert right.no_exact == "not asked for"
+    # the biased one, whose variance would look good, is not compared
+    (pair,) = pairs(cells, found, reference="score", replications=50_000)
+    assert (pair.result.estimator, pair.reference.estimator, pair.exact) == ("rloo", "score", False)
+    exact = results[5].exact_variance[0] / results[4].exact_variance[0]
+    width = math.log(pair.high / pair.low) / 2 / stats.norm.isf(0.025)
+    assert width < 0.02
+    assert abs(math.log(pair.ratio / exact)) < stats.norm.isf(FALSE_ALARM / 2) * width
+
+
+def test_exact_variances_have_an_exact_ratio(cells, results, tmp_path):
+    found = pairs(cells, results, reference="score", replications=REPLICATIONS, folder=tmp_path)
+    assert [(p.result.estimator, p.result.point) for p in found] == [
+        ("pathwise", {"loc": 0.7}),
+        ("pathwise", {"loc": 1.7}),
+        ("rloo", {}),
+    ]
+    assert all(p.exact and p.low == p.ratio == p.high for p in found)
+    assert found[0].ratio == pytest.approx(sum(results[1].exact_variance) / sum(results[0].exact_variance))
+    assert found[2].work("evaluations") == found[2].ratio
+    assert not list(tmp_path.iterdir())  # nothing was sampled
+    row = rows.rows(results, {}, pairs=found)[3]
+    assert (row["estimator"], row["reference"], row["variance_ratio"]) == ("pathwise", "score", found[0].ratio)
 
 
 def test_verdict_on_hand_made_evidence():

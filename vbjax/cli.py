@@ -99,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="names (--list), FILE.py, or FILE.py:FUNCTION (default: score rloo pathwise, and those in your files)",
     )
+    study.add_argument(
+        "--reference", metavar="NAME", help="the estimator that the others are compared with (default: the first)"
+    )
     study.add_argument("--samples", nargs="+", type=_count, default=(1,), metavar="K", help="samples each (default: 1)")
     study.add_argument(
         "--sweep",
@@ -284,6 +287,7 @@ def _study(options: argparse.Namespace) -> int:
         fields = {
             "problems",
             "estimators",
+            "reference",
             "samples",
             "sweeps",
             "replications",

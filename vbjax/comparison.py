@@ -4,6 +4,7 @@ Start at `compare`. Its error bars take the pairing and the tails into account, 
 normal draws and rejects true nulls most of the time.
 """
 
+import functools
 import math
 import statistics
 import time
@@ -68,33 +69,36 @@ def compare(
     counted, not believed. A coordinate without variance in both has a NaN. Raises ValueError for fewer than 64
     replications.
     """
-    batches = replications // BATCH
-    if not 2 <= batches < 2**31 // BATCH:
-        raise ValueError(f"replications must be from {2 * BATCH} to below 2**31, got {replications}")
     params = jax.tree.map(jnp.asarray, params)
-    draws = [estimate_draws(estimator, problem, params) for estimator in (first, second)]
-    cross = _cross_products(draws, paired)
-    total: Any = None
-    for block in blocks(rekey(key), cross, replications=batches * BATCH, batch_multiple=BATCH):
-        sums = np.asarray(block.statistics, np.float64)
-        total = sums if total is None else total + sums
-    a, b, aa, bb, ab = total / batches
-    value, error = log_ratio(a, b, aa, bb, ab, batches)
+    value, error, batches = _log_ratios(key, (first, second), problem, params, replications, paired)
     work = math.log(_evaluations(first, problem, params) / _evaluations(second, problem, params))
-    unravel = ravel_pytree(params)[1]
+    flat, unravel = ravel_pytree(params)
 
     def ratio(value, error, shape=lambda x: x):
-        with np.errstate(all="ignore"):
-            z = value / error
-        p_value = 2 * stats.t.sf(np.abs(z), batches - 1)
-        return LogRatio(*(shape(x) for x in (value, error, z, p_value)))
+        return LogRatio(*(shape(x) for x in _tested(value, error, batches)))
 
     return Comparison(
-        variance=ratio(value[:-1], error[:-1], lambda x: unravel(jnp.asarray(x, draws[0].start[0].mean.dtype))),
+        variance=ratio(value[:-1], error[:-1], lambda x: unravel(jnp.asarray(x, flat.dtype))),
         trace=ratio(value[-1], error[-1], float),
         work_normalised=ratio(value[-1] + work, error[-1], float),
         count=batches * BATCH,
     )
+
+
+def trace_ratio(
+    key: PRNGKey,
+    first: GradientEstimator,
+    second: GradientEstimator,
+    problem: Problem,
+    params: Params,
+    *,
+    replications: int,
+    paired: bool = True,
+) -> LogRatio:
+    """The log ratio of the summed variances alone, as `compare`, which counts evaluations as well."""
+    params = jax.tree.map(jnp.asarray, params)
+    value, error, batches = _log_ratios(key, (first, second), problem, params, replications, paired)
+    return LogRatio(*map(float, _tested(value[-1], error[-1], batches)))
 
 
 def log_ratio(a, b, aa, bb, ab, n: int) -> tuple[Any, Any]:
@@ -104,18 +108,49 @@ def log_ratio(a, b, aa, bb, ab, n: int) -> tuple[Any, Any]:
         return np.log(a / b), np.sqrt(np.maximum(relative, 0) / (n - 1))
 
 
+def _log_ratios(key, estimators, problem, params, replications: int, paired: bool) -> tuple[Any, Any, int]:
+    """Log ratios of the coordinates' variances, the trace's last; their standard errors; the number of batches."""
+    batches = replications // BATCH
+    if not 2 <= batches < 2**31 // BATCH:
+        raise ValueError(f"replications must be from {2 * BATCH} to below 2**31, got {replications}")
+    cross = _cross_products([estimate_draws(estimator, problem, params) for estimator in estimators], paired)
+    total: Any = None
+    for block in blocks(rekey(key), cross, replications=batches * BATCH, batch_multiple=BATCH):
+        sums = np.asarray(block.statistics, np.float64)
+        total = sums if total is None else total + sums
+    a, b, aa, bb, ab = total / batches
+    return *log_ratio(a, b, aa, bb, ab, batches), batches
+
+
+def _tested(value, error, batches: int) -> tuple[Any, Any, Any, Any]:
+    with np.errstate(all="ignore"):
+        z = value / error
+    return value, error, z, 2 * stats.t.sf(np.abs(z), batches - 1)
+
+
 def _cross_products(draws: list[Replicated], paired: bool) -> Replicated:
     """Both estimators as one; fold sums a, b, a², b², ab of the batches' variances, the trace as a last coordinate."""
+    first, second = draws
+    functions = _paired_functions(first.sample, second.sample, first.evaluate, second.evaluate, paired)
+    start = first.start[0].mean
+    return Replicated(*functions, np.zeros((5, start.size), start.dtype), (first.arguments, second.arguments))
+
+
+@functools.lru_cache(maxsize=64)
+def _paired_functions(sample_first, sample_second, evaluate_first, evaluate_second, paired: bool):
+    """The same functions for the same estimators, so that what was compiled for them is found again."""
 
     def keys(key):
         # one key for both is what pairs them
         return (key, jax.random.clone(key)) if paired else jax.random.split(key)
 
     def sample(arguments, key):
-        return tuple(d.sample(args, k) for d, args, k in zip(draws, arguments, keys(key), strict=True))
+        samples = (sample_first, sample_second)
+        return tuple(draw(args, k) for draw, args, k in zip(samples, arguments, keys(key), strict=True))
 
     def evaluate(arguments, noise):
-        return tuple(d.evaluate(args, x)[1:] for d, args, x in zip(draws, arguments, noise, strict=True))
+        evaluates = (evaluate_first, evaluate_second)
+        return tuple(value(args, x)[1:] for value, args, x in zip(evaluates, arguments, noise, strict=True))
 
     def variances(x):
         x = x.reshape(-1, BATCH, x.shape[-1])
@@ -127,8 +162,7 @@ def _cross_products(draws: list[Replicated], paired: bool) -> Replicated:
         a, b = (jnp.where(whole, variances(x_i), 0) for x_i in x)
         return sums + jnp.stack([s.sum(0) for s in (a, b, a * a, b * b, a * b)])
 
-    start = draws[0].start[0].mean
-    return Replicated(sample, evaluate, fold, np.zeros((5, start.size), start.dtype), tuple(d.arguments for d in draws))
+    return sample, evaluate, fold
 
 
 class Cost(NamedTuple):

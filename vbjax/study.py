@@ -26,6 +26,7 @@ from vbjax.reports.studies import study_sections
 from vbjax.studies import bias, collection, preflight, rows, schedule, user_files
 from vbjax.studies.bundled import bundled_problems
 from vbjax.studies.cells import Cell, Result
+from vbjax.studies.pairs import Pair, pairs
 from vbjax.studies.toy_problems import ToyProblem
 from vbjax.types import GradientEstimator
 
@@ -38,12 +39,14 @@ class Request:
     """What was asked for, as the command line says it.
 
     problems: names and files. estimators: names, FILE.py and FILE.py:NAME. sweeps: `NAME=lo:hi:n`, or None for none
-    and an empty list for the problems' own. cost: what efficiency is measured by. out: a folder, or None to write
+    and an empty list for the problems' own. reference: the estimator that others are compared with, the first by
+    default. cost: what efficiency is measured by. out: a folder, or None to write
     nothing.
     """
 
     problems: Sequence[str] = ()
     estimators: Sequence[str] = ()
+    reference: str | None = None
     samples: Sequence[int] = (1,)
     sweeps: Sequence[str] | None = None
     replications: int = 100_000
@@ -70,17 +73,20 @@ def run_study(request: Request, *, console: Console | None = None) -> int:
     if request.out is None and (request.resume or request.overwrite):
         raise runs.RunError("--resume and --overwrite need the folder of the study: --out DIR")
     problems, estimators, files = _select(request)
+    if request.reference is not None and request.reference not in estimators:
+        raise collection.unknown("estimator in this study", request.reference, list(estimators))
+    reference = request.reference or next(iter(estimators))
     cells = _cells(problems, estimators, request)
     paths = [file.path for file in files]
     preflight.check(cells, paths)
     replications = min(request.replications, QUICK_REPLICATIONS) if request.quick else request.replications
 
-    def examine(folder: Path | None) -> list[Result]:
+    def examine(folder: Path | None) -> tuple[list[Result], list[Pair]]:
         with (
             Progress(len(cells) * replications, quiet=request.as_json, unit="estimates") as bar,
             user_files.blame(*paths),
         ):
-            return schedule.study(
+            results = schedule.study(
                 cells,
                 replications=replications,
                 seed=request.seed,
@@ -89,21 +95,24 @@ def run_study(request: Request, *, console: Console | None = None) -> int:
                 folder=folder,
                 on_progress=_Pace(bar),
             )
+            return results, pairs(
+                cells, results, reference=reference, replications=replications, seed=request.seed, folder=folder
+            )
 
     provenance = cards.provenance()
     if request.out is None:
-        results = examine(None)
-        found = rows.rows(results, _provenance(provenance, request.seed), cost=request.cost)
+        results, compared = examine(None)
+        found = rows.rows(results, _provenance(provenance, request.seed), cost=request.cost, pairs=compared)
     else:
         config = _config(request, problems, estimators, files, replications)
         with runs.RunFolder.open(request.out, config, resume=request.resume, overwrite=request.overwrite) as folder:
-            results = examine(folder.checkpoints)
-            found = rows.rows(results, _provenance(provenance, request.seed), cost=request.cost)
-            _write(request, problems, results, found, provenance, time.monotonic() - begin)
+            results, compared = examine(folder.checkpoints)
+            found = rows.rows(results, _provenance(provenance, request.seed), cost=request.cost, pairs=compared)
+            _write(request, problems, results, compared, found, provenance, time.monotonic() - begin)
     if request.as_json:
         print(json.dumps([_plain(row) for row in found], indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        show(results, console, cost=request.cost, delta=request.delta)
+        show(results, console, cost=request.cost, delta=request.delta, pairs=compared)
         console.print(f"{len(cells)} cells, {replications:,} replications each, {duration(time.monotonic() - begin)}")
         if request.out is not None:
             console.print(f"rows: {request.out / f'study.{request.format}'}  page: {request.out / 'index.html'}",
@@ -150,8 +159,10 @@ def list_all(files: Sequence[str] = (), *, console: Console | None = None, as_js
     return 0
 
 
-def show(results: Sequence[Result], console: Console, *, cost: str, delta: int | float) -> None:
-    """Print a table for each problem at each point, then the legend, then what nobody must miss."""
+def show(
+    results: Sequence[Result], console: Console, *, cost: str, delta: int | float, pairs: Sequence[Pair] = ()
+) -> None:
+    """Print a table for each problem at each point, one of the pairs, the legend, and what nobody must miss."""
     width = max((len(r.estimator) for r in results), default=0)
     for group in rows.by_setting(results).values():
         places = {id(s.result): s for s in rows.standings(group, cost=cost)}
@@ -169,6 +180,9 @@ def show(results: Sequence[Result], console: Console, *, cost: str, delta: int |
                 table.add_row(*_line(result, places[id(result)]))
         if table.row_count:
             console.print(table, highlight=False)
+        mine = [pair for pair in pairs if id(pair.result) in places]
+        if mine:
+            console.print(_pairs_table(mine, cost), highlight=False)
         for name, refusal in rows.refusals(group).items():
             console.print(f"{name} refuses: {refusal}", style="dim", markup=False, highlight=False)
         console.print()
@@ -199,6 +213,23 @@ def _line(result: Result, place: rows.Standing) -> list[str]:
         "" if math.isnan(place.efficiency) else f"{place.efficiency:.2g}",
         "*" if place.front else "",
     ]
+
+
+def _pairs_table(pairs: Sequence[Pair], cost: str) -> Table:
+    unit = "calls" if cost == "evaluations" else cost
+    table = Table(
+        f"against {pairs[0].reference.estimator}", "K", "its K", "variance ratio", "95%", f"ratio of variance × {unit}",
+        box=None, header_style="bold", padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for pair in pairs:
+        interval = "exact" if pair.exact else f"{number(pair.low, 3)} to {number(pair.high, 3)}"
+        counts = (str(r.samples or "–") for r in (pair.result, pair.reference))
+        table.add_row(
+            pair.result.estimator, *counts, number(pair.ratio, 3), interval, number(pair.work(cost), 3)
+        )  # fmt: skip
+    return table
 
 
 def bias_text(result: Result, place: rows.Standing) -> str:
@@ -390,14 +421,14 @@ def _provenance(provenance: Mapping[str, Any], seed: int) -> dict[str, Any]:
     }
 
 
-def _write(request: Request, problems, results, found, provenance, seconds: float) -> None:
+def _write(request: Request, problems, results, compared, found, provenance, seconds: float) -> None:
     """The rows, then the page; each file is the old one or the new one."""
     assert request.out is not None
     write = rows.write_parquet if request.format == "parquet" else rows.write_csv
     write(request.out / f"study.{request.format}", found)
     document = page(
         "A study of gradient estimators",
-        study_sections(problems, results, cost=request.cost, delta=request.delta),
+        study_sections(problems, results, cost=request.cost, delta=request.delta, pairs=compared),
         subtitle="Bias, variance and cost of each estimator: integrated over all of its noise where that is possible, "
         "sampled with intervals elsewhere.",
         provenance={**_provenance(provenance, request.seed), "seconds": round(seconds)},

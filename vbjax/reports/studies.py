@@ -11,20 +11,29 @@ from vbjax.reports.page import Section, details, section, stat_tiles, subsection
 from vbjax.studies import bias, plots, rows
 from vbjax.studies.cells import Result
 from vbjax.studies.collection import slug
+from vbjax.studies.pairs import Pair
 from vbjax.studies.toy_problems import ToyProblem
 
 _COST = {"evaluations": "calls of f", "flops": "FLOPs", "microseconds": "µs"}
 
 
 def study_sections(
-    problems: Sequence[ToyProblem], results: Sequence[Result], *, cost: str = "evaluations", delta: int | float = 0.05
+    problems: Sequence[ToyProblem],
+    results: Sequence[Result],
+    *,
+    cost: str = "evaluations",
+    delta: int | float = 0.05,
+    pairs: Sequence[Pair] = (),
 ) -> list[Section]:
-    """How to read it, then a section for each problem."""
-    return [_guide(results, cost, delta), *(problem_section(problem, results, cost=cost) for problem in problems)]
+    """How to read it, then a section for each problem; pairs: comparisons with a reference."""
+    sections = [problem_section(problem, results, cost=cost, pairs=pairs) for problem in problems]
+    return [_guide(results, cost, delta), *sections]
 
 
-def problem_section(problem: ToyProblem, results: Sequence[Result], *, cost: str = "evaluations") -> Section:
-    """A problem with its formula, its figures and a table at every point; refusals are lines that say why."""
+def problem_section(
+    problem: ToyProblem, results: Sequence[Result], *, cost: str = "evaluations", pairs: Sequence[Pair] = ()
+) -> Section:
+    """A problem with its formula, its figures and tables at every point; refusals are lines that say why."""
     mine = [result for result in results if result.problem == problem.name]
     name = slug(problem.name).replace(".", "-").replace("+", "-").replace("_", "-")
     with figure_style():
@@ -32,12 +41,17 @@ def problem_section(problem: ToyProblem, results: Sequence[Result], *, cost: str
             figure(drawing, name=f"{name}-{i}", alt=f"{title} on {problem.name}", caption=_caption(title))
             for i, (title, drawing) in enumerate(plots.figures(mine, cost=cost).items())
         ]
-    tables = []
+    tables, count = [], 0
     for group in rows.by_setting(mine).values():
         point = ", ".join(f"{key} = {number(value)}" for key, value in group[0].point.items())
         tables.append(results_table(group, caption=f"{problem.name}{': ' if point else ''}{point}", cost=cost))
-    if len(tables) > 3:
-        tables = [details(f"Tables for all {len(tables)} points", *tables)]
+        here = {id(result) for result in group}
+        beside = [pair for pair in pairs if id(pair.result) in here]
+        if beside:
+            tables.append(pairs_table(beside, caption=f"The same against {beside[0].reference.estimator}", cost=cost))
+        count += 1
+    if count > 3:
+        tables = [details(f"Tables for all {count} points", *tables)]
     return section(
         problem.name,
         prose(problem.summary) if problem.summary else None,
@@ -72,6 +86,22 @@ def results_table(results: Sequence[Result], *, caption: str, cost: str = "evalu
             )
         )
     return table(header, body, caption=caption, align="lrllrrrrrl")
+
+
+def pairs_table(pairs: Sequence[Pair], *, caption: str, cost: str = "evaluations") -> Html:
+    """Ratios of total variances to the reference's, and of variance times cost."""
+    header = ("estimator", "K", "reference's K", "variance ratio", "95%", f"ratio of variance × {_COST[cost]}")
+    body = [
+        (
+            pair.result.estimator,
+            *(str(r.samples or "–") for r in (pair.result, pair.reference)),
+            number(pair.ratio, 3),
+            "exact" if pair.exact else f"{number(pair.low, 3)} to {number(pair.high, 3)}",
+            number(pair.work(cost), 3),
+        )
+        for pair in pairs
+    ]
+    return table(header, body, caption=caption, align="lrrrrr")
 
 
 def tour_section(
@@ -138,6 +168,11 @@ def _guide(results: Sequence[Result], cost: str, delta: int | float) -> Section:
             f"included. *Efficiency* is $1/(\\text{{variance}} \\times \\text{{cost}})$ in {_COST[cost]}, relative to "
             "the best estimator without bias. A star marks the *front*: no other is as good in bias, variance and "
             "cost, and better in one. Estimators with the same law of noise saw the same noise."
+        ),
+        prose(
+            "*Against the reference*: the ratio of total variances, below 1 for less than the reference's, with a 95% "
+            "interval from draws on common keys whose pairing it takes into account; `exact` where both variances are. "
+            "Only estimators of the same gradient that are not biased are compared."
         ),
         id="guide",
     )

@@ -27,6 +27,9 @@ NO_ANSWER = (NotAvailable, NotConverged, TypeError)
 """What integration answers where it cannot: no nodes, no convergence, or a function that is not for float64."""
 
 
+_ROUNDING = 1e-13
+
+
 class Cell(NamedTuple):
     """What to study.
 
@@ -132,10 +135,15 @@ def setting_key(seed: int, setting: str) -> PRNGKey:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(setting.encode()))
 
 
+def draw_key(seed: int, setting: str, again: int = 0) -> PRNGKey:
+    """The key that the draws at a setting are made with; again: those of a second look."""
+    return jax.random.fold_in(setting_key(seed, setting), again)
+
+
 def truth_of(cell: Cell) -> Truth:
     """The exact gradient of what the cell's estimator estimates."""
     with jax.enable_x64(True):
-        params = _floats(cell.params, jnp.float64)
+        params = floats(cell.params, jnp.float64)
         variational = _moves_q(cell.problem, params)
         try:
             if cell.problem.truth is not None and cell.bound is bounds.mean:
@@ -167,10 +175,10 @@ def examine(
     refuses the problem leaves a result that says why.
     """
     estimator, problem = cell.make(), cell.problem.problem
-    params = _floats(cell.params, float)
+    params = floats(cell.params, float)
     names, (gradient, no_truth, variational) = list(testing.coordinate_names(params)), truth()
     nothing = np.full(len(names), np.nan)
-    key_draws, key_again = (jax.random.fold_in(setting_key(seed, cell.setting), i) for i in range(2))
+    key_draws, key_again = (draw_key(seed, cell.setting, again) for again in range(2))
 
     def draw(key, **arguments):
         return moments.replicate(key, estimator, problem, params, replications=replications, **arguments)
@@ -235,12 +243,12 @@ def examine(
 
 def price_of(cell: Cell) -> cost.Cost:
     """What one estimate costs; the estimator must serve the problem."""
-    return cost.measure(cell.make(), cell.problem.problem, _floats(cell.params, float))
+    return cost.measure(cell.make(), cell.problem.problem, floats(cell.params, float))
 
 
 def refusal_of(cell: Cell) -> str:
     """Why the estimator does not serve the problem, in its own words, or ""; found by tracing, so in no time."""
-    estimator, params = cell.make(), _floats(cell.params, float)
+    estimator, params = cell.make(), floats(cell.params, float)
     try:
         jax.eval_shape(lambda key: value_and_grad(key, estimator, cell.problem.problem, params), jax.random.key(0))
     except (NotAvailable, ValueError) as error:
@@ -251,13 +259,15 @@ def refusal_of(cell: Cell) -> str:
 def _exact(estimator: GradientEstimator, cell: Cell) -> tuple[np.ndarray, np.ndarray, str]:
     """Exact mean and variance of the flat gradient, or NaN and the reason."""
     with jax.enable_x64(True):
-        params = _floats(cell.params, jnp.float64)
+        params = floats(cell.params, jnp.float64)
         try:
             found = exact_moments(estimator, cell.problem.problem, params)
         except NO_ANSWER as error:
             nothing = np.full(testing.flat(params).size, np.nan)
             return nothing, nothing, str(error)
-        return testing.flat(found.mean), np.diagonal(found.covariance).copy(), ""
+        mean, variance = testing.flat(found.mean), np.diagonal(found.covariance)
+        # what rounding leaves of a constant is no variance
+        return mean, np.where(variance > (_ROUNDING * mean) ** 2, variance, 0.0), ""
 
 
 def _moves_q(problem: ToyProblem, params: Any) -> np.ndarray:
@@ -272,5 +282,6 @@ def _moves_q(problem: ToyProblem, params: Any) -> np.ndarray:
     return np.concatenate([np.any(np.asarray(j).reshape(len(j), -1) != 0, axis=0) for j in jacobian])
 
 
-def _floats(params: Any, dtype: Any) -> Any:
+def floats(params: Any, dtype: Any) -> Any:
+    """Parameters as arrays of one float type."""
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), params)

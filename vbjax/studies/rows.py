@@ -9,13 +9,16 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vbjax import runs, tails
 from vbjax.studies import bias
 from vbjax.studies.cells import Result
+
+if TYPE_CHECKING:
+    from vbjax.studies.pairs import Pair
 
 MOST_COORDINATES = 12
 """More coordinates than this are summed up by parameter."""
@@ -90,9 +93,17 @@ def summed(result: Result, which: Sequence[int]) -> dict[str, Any]:
 
 
 def rows(
-    results: Sequence[Result], provenance: Mapping[str, Any], *, cost: str = "evaluations"
+    results: Sequence[Result],
+    provenance: Mapping[str, Any],
+    *,
+    cost: str = "evaluations",
+    pairs: "Sequence[Pair]" = (),
 ) -> list[dict[str, Any]]:
-    """One dictionary a result and coordinate, first of all coordinates together; all have the same keys."""
+    """One dictionary a result and coordinate, first of all coordinates together; all have the same keys.
+
+    pairs: comparisons with a reference, which stand in the rows of all coordinates together.
+    """
+    beside = {id(pair.result): pair for pair in pairs}
     swept = list(dict.fromkeys(name for result in results for name in result.point))
     standing = {id(s.result): s for group in by_setting(results).values() for s in standings(group, cost=cost)}
     found = []
@@ -131,6 +142,7 @@ def rows(
                     "microseconds": result.microseconds,
                     "efficiency": place.efficiency if place and name == ALL else math.nan,
                     "pareto": place.front if place else False,
+                    **_compared(beside.get(id(result)) if name == ALL else None, cost),
                     "explanation": result.explanation,
                     "no_exact": result.no_exact,
                     **provenance,
@@ -169,6 +181,17 @@ def write_parquet(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
     temporary = path.with_name(f".{path.name}.unfinished")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in found]), temporary)
     temporary.replace(path)
+
+
+def _compared(pair: "Pair | None", cost: str) -> dict[str, Any]:
+    return {
+        "reference": pair.reference.estimator if pair else "",
+        "reference_samples": pair.reference.samples if pair else 0,
+        "variance_ratio": pair.ratio if pair else math.nan,
+        "variance_ratio_low": pair.low if pair else math.nan,
+        "variance_ratio_high": pair.high if pair else math.nan,
+        "work_ratio": pair.work(cost) if pair else math.nan,
+    }
 
 
 def _alone(result: Result, cost: str) -> Standing:
