@@ -38,12 +38,10 @@ def test_every_estimator_on_one_bit():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("law", ["Normal", "Gamma", "Bernoulli(2)", "OneHotCategorical", "Poisson"])
-def test_every_estimator_on(law):
-    cells = judged([law])
-    assert {cell.method for cell in cells} == set(catalogue.METHODS)
-    assert_kept_and_found_out(cells)
+def test_every_estimator_on_a_normal_law():
+    cells = judged(["Normal"])
     assert {cell.objective for cell in cells} == set(families.OBJECTIVES)
+    assert_kept_and_found_out(cells)
 
 
 def test_a_wrong_estimator_breaks_its_promise(monkeypatch):
