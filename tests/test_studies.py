@@ -214,6 +214,7 @@ def made(estimator, *, variance, evaluations, outcome=bias.UNBIASED, mean=1.0):
         standard_error=[0.1], variance=[variance], variance_standard_error=[0.1],
         variance_low=[0.9], variance_high=[1.1], kurtosis=[3.0], tail_index=[0.0],
         tail=tails.FINITE, non_finite=0, replications=100, outcome=outcome, explanation="", mismatch=False,
+        claims_unbiased=True,
         evaluations=evaluations, flops=1.0, microseconds=1.0, refusal="",
     )  # fmt: skip
 
@@ -231,6 +232,11 @@ def test_front_and_efficiency_on_hand_made_results():
     assert [place.efficiency for place in places[:3]] == [0.5, 1.0, pytest.approx(4 / 18)]
     assert math.isnan(places[3].efficiency)
     assert places[3].bias == 0.5
+    modest = made("modest", variance=0.1, evaluations=1.0, outcome=bias.INCONCLUSIVE)
+    honest, biased = standings([modest, modest._replace(claims_unbiased=False)])
+    assert honest.efficiency == 1.0
+    assert math.isnan(biased.efficiency)
+    assert rows.outcome_text(biased.result) == "says biased"
 
 
 def test_infinite_variance_is_said_and_never_on_the_front():

@@ -164,7 +164,8 @@ def show(
 ) -> None:
     """Print a table for each problem at each point, one of the pairs, the legend, and what nobody must miss."""
     width = max((len(r.estimator) for r in results), default=0)
-    for group in rows.by_setting(results).values():
+    groups = list(rows.by_setting(results).values())
+    for group, after in itertools.zip_longest(groups, groups[1:]):
         places = {id(s.result): s for s in rows.standings(group, cost=cost)}
         title = f"{group[0].problem}" + "".join(f", {name} = {value:.6g}" for name, value in group[0].point.items())
         table = Table(
@@ -180,13 +181,16 @@ def show(
                 table.add_row(*_line(result, places[id(result)]))
         if table.row_count:
             console.print(table, highlight=False)
-        mine = [pair for pair in pairs if id(pair.result) in places]
-        if mine:
-            console.print(_pairs_table(mine, cost), highlight=False)
-        for name, refusal in rows.refusals(group).items():
-            console.print(f"{name} refuses: {refusal}", style="dim", markup=False, highlight=False)
+        beside = [pair for pair in pairs if id(pair.result) in places]
+        if beside:
+            console.print(_pairs_table(beside, cost), highlight=False)
+        if after is None or after[0].problem != group[0].problem:
+            # once for all points of a sweep
+            mine = [result for result in results if result.problem == group[0].problem]
+            for name, refusal in rows.refusals(mine).items():
+                console.print(f"{name} refuses: {refusal}", style="dim", markup=False, highlight=False)
         console.print()
-    words = {r.outcome for r in results}
+    words = {rows.outcome_text(r) for r in results}
     console.print(_legend(words, delta, cost), style="dim", markup=False, highlight=False)
     for result in results:
         if result.mismatch:
@@ -241,7 +245,7 @@ def bias_text(result: Result, place: rows.Standing) -> str:
         return "[green]0 exactly[/green]"
     if result.outcome == bias.CERTIFIED:
         return "[green]none seen[/green]"
-    return result.outcome
+    return rows.outcome_text(result)
 
 
 def variance_text(result: Result, place: rows.Standing) -> str:
@@ -264,7 +268,9 @@ def _legend(words: set[str], delta: int | float, cost: str) -> str:
     if bias.CERTIFIED in words:
         lines.append(f"none seen: any bias is below {delta:g} standard deviations of one estimate (wrong once in 10⁶).")
     if bias.INCONCLUSIVE in words:
-        lines.append("inconclusive: more replications would decide. ")
+        lines.append("inconclusive: more replications would decide.")
+    if "says biased" in words:
+        lines.append("says biased: by its specification; more replications would show by how much.")
     if bias.NO_TRUTH in words:
         lines.append("no truth: the exact gradient is not known.")
     return "\n".join(lines)

@@ -155,7 +155,7 @@ def _guide(results: Sequence[Result], cost: str, delta: int | float) -> Section:
             "*Bias* is the norm, over all coordinates, of the estimator's mean minus the exact gradient. `0 exactly`: "
             "its mean over all of its noise is the exact gradient, to rounding. `none seen`: sampled, and any bias is "
             f"below {delta:g} standard deviations of one estimate; that is wrong with probability $10^{{-6}}$, however "
-            "often one looks. A number: biased by so much."
+            "often one looks. A number: biased by so much. `says biased`: by its specification, not yet measured."
         ),
         prose(
             "*Variance* is that of one estimate, summed over the coordinates; `exact` where it was integrated, else "
@@ -194,7 +194,7 @@ def _bias(place: rows.Standing) -> Html | str:
         return badge(size, "bad" if result.mismatch else "neutral")
     if result.outcome == bias.UNBIASED:
         return badge("0 exactly", "good")
-    return badge("none seen", "good") if result.outcome == bias.CERTIFIED else result.outcome
+    return badge("none seen", "good") if result.outcome == bias.CERTIFIED else rows.outcome_text(result)
 
 
 def _variance(place: rows.Standing) -> str:

@@ -16,18 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vbjax import bounds, moments, testing
+from vbjax import bounds, moments, tails, testing
 from vbjax.estimators.estimate import value_and_grad
 from vbjax.exact import NotConverged, exact_gradient, exact_moments
 from vbjax.studies import bias, cost
 from vbjax.studies.toy_problems import ToyProblem
-from vbjax.types import Bound, GradientEstimator, NotAvailable, PRNGKey
+from vbjax.types import Bound, GradientEstimator, NotAvailable, PRNGKey, Problem
 
 NO_ANSWER = (NotAvailable, NotConverged, TypeError)
 """What integration answers where it cannot: no nodes, no convergence, or a function that is not for float64."""
 
 
 _ROUNDING = 1e-13
+_FEWEST_EXTREMES = 128
 
 
 class Cell(NamedTuple):
@@ -65,10 +66,10 @@ class Result(NamedTuple):
     call: the estimator by its own name. truth: the exact gradient, no_truth: why there is none. exact_mean,
     exact_variance: over all the noise, no_exact: why not. mean, standard_error, variance, variance_standard_error,
     variance_low, variance_high (95%), kurtosis, tail_index: sampled. tail: what the tail says of the variance.
-    non_finite: draws with a NaN or an
-    infinity. outcome, explanation: of the question whether it is biased (`bias.judge`); mismatch: against its
-    specification. evaluations: calls of f; flops, microseconds: of one estimate. refusal: why the
-    estimator does not serve the problem, in its own words, or "".
+    non_finite: draws with a NaN or an infinity. outcome, explanation: of the question whether it is biased
+    (`bias.judge`); mismatch: against its specification. claims_unbiased: what that says of all of the gradient.
+    evaluations: calls of f; flops, microseconds: of one estimate. refusal: why the estimator does not serve the
+    problem, in its own words, or "".
     """
 
     problem: str
@@ -97,6 +98,7 @@ class Result(NamedTuple):
     outcome: str
     explanation: str
     mismatch: bool
+    claims_unbiased: bool
     evaluations: float
     flops: float
     microseconds: float
@@ -197,10 +199,11 @@ def examine(
     }
     sample |= {"variance_low": nothing, "variance_high": nothing}
     tail, non_finite = "", 0
+    spec = estimator.spec
     if sampled is not None:
         interval = moments.variance_interval(sampled)
         sample |= {"variance_low": testing.flat(interval.lower), "variance_high": testing.flat(interval.upper)}
-        tail, non_finite = moments.finite_variance(sampled), int(sampled.non_finite)
+        tail, non_finite = _tail(sampled, estimator, problem, params), int(sampled.non_finite)
     if refusal:
         verdict = bias.Verdict("refused", refusal, np.zeros(len(names), bool))
     elif not np.isnan(exact_mean).any():
@@ -212,7 +215,6 @@ def examine(
             again = draw(key_again)
             fresh = evidence._replace(mean=testing.flat(again.mean), variance=testing.flat(again.variance))
             verdict = bias.judge_again(verdict, gradient, fresh, delta)
-    spec = estimator.spec
     promised = np.where(variational, spec.unbiased_variational, spec.unbiased_model)
     return Result(
         problem=cell.problem.name,
@@ -234,6 +236,7 @@ def examine(
         outcome=verdict.outcome,
         explanation=verdict.explanation,
         mismatch=bool(np.any(verdict.biased & promised)),
+        claims_unbiased=spec.unbiased_variational and spec.unbiased_model,
         evaluations=priced.evaluations,
         flops=priced.flops,
         microseconds=priced.microseconds,
@@ -254,6 +257,16 @@ def refusal_of(cell: Cell) -> str:
     except (NotAvailable, ValueError) as error:
         return str(error)
     return ""
+
+
+def _tail(sampled: moments.Moments, estimator: GradientEstimator, problem: Problem, params: Any) -> str:
+    """The verdict of `moments.finite_variance`, less bold where the extremes cannot tell."""
+    verdict = moments.finite_variance(sampled)
+    if verdict != tails.NOT_FINITE or int(sampled.non_finite):
+        return verdict
+    # finitely many outcomes have every moment; few extremes, as many coordinates leave, show no tail yet
+    finite = estimator.noise(problem(params)[0]).capabilities.enumerable
+    return tails.UNRELIABLE if finite or sampled.tail_extremes < _FEWEST_EXTREMES else verdict
 
 
 def _exact(estimator: GradientEstimator, cell: Cell) -> tuple[np.ndarray, np.ndarray, str]:

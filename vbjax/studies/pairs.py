@@ -17,15 +17,11 @@ import numpy as np
 from scipy import stats
 
 from vbjax import bounds, comparison, runs
-from vbjax.studies import bias
 from vbjax.studies.cells import Cell, Result, draw_key, floats
-from vbjax.studies.rows import summed
+from vbjax.studies.rows import presumed_unbiased, summed
 
 MOST_REPLICATIONS = 100_000
 """More draws than this are not spent on a ratio."""
-
-_SOUND = (bias.UNBIASED, bias.CERTIFIED)
-_OPEN = (bias.INCONCLUSIVE, bias.NO_TRUTH)
 
 
 class Pair(NamedTuple):
@@ -67,13 +63,13 @@ def pairs(
     """
     found: dict[tuple, dict[int, int]] = {}
     for i, cell in enumerate(cells):
-        if cell.estimator == reference and _comparable(cell, results[i]):
+        if cell.estimator == reference and _comparable(results[i]):
             found.setdefault(_target(cell), {})[cell.samples] = i
 
     def pair(i: int) -> Pair | None:
         cell, result = cells[i], results[i]
         others = found.get(_target(cell))
-        if cell.estimator == reference or not others or not _comparable(cell, result):
+        if cell.estimator == reference or not others or not _comparable(result):
             return None
         other = others.get(cell.samples, next(iter(others.values())))
         against = results[other]
@@ -91,12 +87,10 @@ def pairs(
         return [p for p in pool.map(pair, range(len(cells))) if p is not None]
 
 
-def _comparable(cell: Cell, result: Result) -> bool:
-    if result.refusal or not math.isfinite(summed(result, range(len(result.coordinates)))["variance"]):
+def _comparable(result: Result) -> bool:
+    if result.refusal or not presumed_unbiased(result):
         return False
-    spec = cell.make().spec
-    claimed = spec.unbiased_variational and spec.unbiased_model
-    return result.outcome in _SOUND or (claimed and result.outcome in _OPEN)
+    return math.isfinite(summed(result, range(len(result.coordinates)))["variance"])
 
 
 def _target(cell: Cell) -> tuple:

@@ -31,10 +31,10 @@ ALL = "(all)"
 class Standing(NamedTuple):
     """One result beside the others on its problem at its point.
 
-    bias: norm of the bias, 0 where none was found, NaN where nothing is known; bias_error: its standard error, 0
-    where it is exact. variance: trace of the covariance, infinite where the tail says so; low, high: 95%. cost:
-    in the unit chosen. efficiency: 1/(variance · cost), over the best of those not found biased; NaN for those that
-    are. front: whether no other result is at least as good in |bias|, variance and cost, and better in one.
+    bias: norm of the bias, 0 where none was found, NaN where nothing is known; bias_error: its standard error, 0 where
+    it is exact. variance: trace of the covariance, infinite where the tail says so; low, high: 95%. cost: in the unit
+    chosen. efficiency: 1/(variance · cost), over the best of those presumed unbiased; NaN for the others. front:
+    whether no other result is at least as good in |bias|, variance and cost, and better in one.
     """
 
     result: Result
@@ -51,7 +51,7 @@ class Standing(NamedTuple):
 def standings(results: Sequence[Result], *, cost: str = "evaluations") -> list[Standing]:
     """Compare results of one problem at one point; those that refused are left out."""
     alone = [_alone(result, cost) for result in results if not result.refusal]
-    sound = [s for s in alone if s.result.outcome != bias.BIASED and math.isfinite(s.variance)]
+    sound = [s for s in alone if presumed_unbiased(s.result) and math.isfinite(s.variance)]
     best = min((s.variance * s.cost for s in sound), default=math.nan)
     finished = []
     for s in alone:
@@ -61,6 +61,20 @@ def standings(results: Sequence[Result], *, cost: str = "evaluations") -> list[S
             efficiency = 1.0 if work == best else best / work
         finished.append(s._replace(efficiency=efficiency, front=_on_front(s, alone)))
     return finished
+
+
+def presumed_unbiased(result: Result) -> bool:
+    """Whether it was found to be without bias, or says so and nothing was found."""
+    if result.outcome in (bias.UNBIASED, bias.CERTIFIED):
+        return True
+    return result.claims_unbiased and result.outcome in (bias.INCONCLUSIVE, bias.NO_TRUTH)
+
+
+def outcome_text(result: Result) -> str:
+    """The outcome in a word or two; where nothing was found, what the estimator says of itself if that is a bias."""
+    if result.outcome in (bias.INCONCLUSIVE, bias.NO_TRUTH) and not result.claims_unbiased:
+        return "says biased"
+    return result.outcome
 
 
 def summed(result: Result, which: Sequence[int]) -> dict[str, Any]:

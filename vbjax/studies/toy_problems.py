@@ -35,6 +35,7 @@ def square(centre: float = -0.4, loc: float = 0.7, scale: float = 1.3) -> ToyPro
         rf"(z - a)^2,\quad a = {centre},\quad z \sim N({loc}, {scale}^2)",
         lambda params: (Normal(params["loc"], params["scale"]), lambda z: (z - centre) ** 2),
         {"loc": loc, "scale": scale},
+        sweep=("loc", (-3.0, -1.5, -0.4, 0.7, 1.5, 3.0)),
     )
 
 
@@ -45,6 +46,7 @@ def bump(sharpness: float = 1.0, loc: float = 0.7, scale: float = 1.3) -> ToyPro
         rf"e^{{-k z^2}},\quad k = {sharpness},\quad z \sim N({loc}, {scale}^2)",
         lambda params: (Normal(params["loc"], params["scale"]), lambda z: jnp.exp(-sharpness * z**2)),
         {"loc": loc, "scale": scale},
+        sweep=("scale", (0.1, 0.2, 0.4, 0.8, 1.3, 2.0)),
     )
 
 
@@ -55,6 +57,7 @@ def cosine(frequency: float = 2.0, loc: float = 0.7, scale: float = 1.3) -> ToyP
         rf"\cos \omega z,\quad \omega = {frequency},\quad z \sim N({loc}, {scale}^2)",
         lambda params: (Normal(params["loc"], params["scale"]), lambda z: jnp.cos(frequency * z)),
         {"loc": loc, "scale": scale},
+        sweep=("scale", (0.1, 0.2, 0.4, 0.8, 1.3, 2.0)),
     )
 
 
@@ -65,6 +68,7 @@ def coin(target: float, logit: float = 0.3) -> ToyProblem:
         rf"(b - t)^2,\quad t = {target},\quad b \sim \mathrm{{Bernoulli}}(\sigma({logit}))",
         lambda params: (Bernoulli(params["logit"]), lambda b: (b - target) ** 2),
         {"logit": logit},
+        sweep=("logit", (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)),
     )
 
 
