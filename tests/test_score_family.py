@@ -787,6 +787,22 @@ def test_spec_knows_the_order_and_what_is_needed(estimator):
             refused()
 
 
+@pytest.mark.parametrize("estimator", [e for e in EVERY if e.spec.derivative_order == 1], ids=lambda e: e.spec.name)
+def test_a_second_derivative_across_q_and_the_model_is_refused_not_zero(estimator):
+    """The gradient in q depends on the model; as a constant it would have slope zero there, silently."""
+
+    def value(eta, theta, noise):
+        q = Normal(eta, jnp.ones_like(eta))
+        f = LogWeight(lambda z: jnp.cos(theta * z), Normal(0.0, 2.0), q)
+        return estimator.surrogate(estimator.init(q), noise, f, q)
+
+    eta, theta = jnp.asarray(0.7), jnp.asarray(1.3)
+    noise = estimator.noise(Normal(eta, 1.0)).sample(jax.random.key(0))
+    jax.eval_shape(jax.jacfwd(value, (0, 1)), eta, theta, noise)
+    with pytest.raises(NotAvailable, match="gives first derivatives only"):
+        jax.eval_shape(jax.grad(lambda theta: jax.grad(value)(eta, theta, noise)), theta)
+
+
 def test_spec_counts_the_calls_of_the_objective():
     counted = [e for e in EVERY if not e.spec.name.startswith(("taylor", "cross_fitted", "reweighted"))]
     calls = dict.fromkeys(range(len(counted)), 0)

@@ -90,14 +90,13 @@ def score_function_optimal_baseline(samples: int = 2) -> GradientEstimator:
     def surrogate(state, z, f, q):
         require_fixed_support("score_function_optimal_baseline", q)
         values = jax.vmap(f)(z)
-        fixed = stop_gradient(values)
-        others = 1 - jnp.eye(samples, dtype=fixed.dtype)
+        others = 1 - jnp.eye(samples, dtype=values.dtype)
 
         def sum_of_others(x):
             return jnp.tensordot(others, x, 1, precision="highest")
 
         def gradient(s):
-            level = fixed.reshape(samples, *[1] * (s.ndim - 1))
+            level = values.reshape(samples, *[1] * (s.ndim - 1))
             square = sum_of_others(s**2)
             best = sum_of_others(level * s**2) / jnp.where(square > 0, square, 1)
             b = jnp.where(square > 0, best, leave_one_out.function(level))

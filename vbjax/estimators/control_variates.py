@@ -87,8 +87,8 @@ def _expansion(name: str, samples: int, order: int, baseline: Baseline) -> Gradi
         def objective(x):
             return extended(as_event(x))
 
-        level, slope = stop_gradient(jax.value_and_grad(objective)(mean))
-        curvature = stop_gradient(jax.hessian(objective)(mean)) if order == 2 else None
+        level, slope = jax.value_and_grad(objective)(mean)
+        curvature = jax.hessian(objective)(mean) if order == 2 else None
 
         def expansion(deviation):
             linear = level + slope @ deviation
@@ -102,7 +102,7 @@ def _expansion(name: str, samples: int, order: int, baseline: Baseline) -> Gradi
 
         values = jax.vmap(f)(z)
         control = jax.vmap(lambda z: expansion(ravel_pytree(z)[0] - mean))(z)
-        residuals = stop_gradient(values) - control
+        residuals = values - control
         residuals = residuals - baseline.function(residuals)
         gradient = jax.grad(lambda q: jnp.mean(residuals * jax.vmap(q.log_prob)(z)) + expected(q))(held)
         value = values.mean() + stop_gradient(expected(held) - control.mean())

@@ -36,9 +36,9 @@ def sticking_the_landing(samples: int = 1, *, bound: Bound = bounds.mean) -> Gra
     score cancels, and with it all variance at q = posterior. samples: K draws per estimate. Unbiased for the mean, of
     any f, as the score has mean zero, and for one draw if B is then the identity (as all of `bounds` are). *Biased
     for q with another bound and K > 1*, where B_k and the score depend: use `doubly_reparameterised`. For f that is
-    no log-weight it only adds noise. Of the mean it is right to every order of derivative; with other bounds a
-    second derivative raises `NotAvailable`, as do laws without a reparameterisation or whose support moves, and a
-    jump of f. Source: Roeder et al. (2017), eq. 8.
+    no log-weight it only adds noise. Of the mean it is right to every order of derivative of a smooth f; with other
+    bounds a second derivative raises `NotAvailable`, as do laws without a reparameterisation or whose support moves,
+    and a jump of f. Source: Roeder et al. (2017), eq. 8.
     """
     check_samples(samples)
     name = estimator_name("sticking_the_landing", samples, bound=bound)

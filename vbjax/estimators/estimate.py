@@ -4,6 +4,8 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from vbjax import bounds
 from vbjax.distributions import Distribution
@@ -51,9 +53,11 @@ def inject(q: Q, gradient: Q, *, estimator: str) -> Scalar:
     """A scalar zero whose gradient in q is the given one, for estimators that know the gradient itself.
 
     q, gradient: pytrees of the same structure. The gradient counts as a constant, so a second derivative would be
-    wrong: asking for one raises `NotAvailable`, naming the estimator.
+    wrong: asking for one raises `NotAvailable`, naming the estimator (one across q and what else the gradient depends
+    on is NaN in forward mode, which cannot tell whether it is used).
     """
-    leaves, gradients = jax.tree.leaves(q), jax.tree.leaves(stop_gradient(gradient))
+    leaves, gradients = jax.tree.leaves(q), jax.tree.leaves(gradient)
+    message = f"{estimator} gives first derivatives only; use score_function or pathwise."
 
     @jax.custom_jvp
     def nothing(x):
@@ -61,18 +65,44 @@ def inject(q: Q, gradient: Q, *, estimator: str) -> Scalar:
 
     @nothing.defjvp
     def refuse(primals, tangents):
-        raise NotAvailable(f"{estimator} gives first derivatives only; use score_function or pathwise.")
+        raise NotAvailable(message)
 
     @jax.custom_jvp
-    def zero(*leaves):
+    def constant(g):
+        return g
+
+    @constant.defjvp
+    def refuse_if_used(primals, tangents):
+        return constant(*primals), _unknown.bind(tangents[0], message=message)
+
+    @jax.custom_jvp
+    def zero(leaves, gradients):
         return sum(jnp.zeros_like(leaf).sum() for leaf in leaves)
 
-    @zero.defjvp
     def slope(primals, tangents):
-        slopes = [jnp.vdot(g + nothing(x), x_dot) for g, x, x_dot in zip(gradients, primals, tangents, strict=True)]
-        return zero(*primals), sum(slopes)
+        terms = [
+            jnp.vdot(constant(g) + nothing(x), x_dot)
+            for x, g, x_dot in zip(*primals, tangents[0], strict=True)
+            if not isinstance(x_dot, jax.custom_derivatives.SymbolicZero)
+        ]
+        value = zero(*primals)
+        return value, sum(terms, jnp.zeros_like(value))
 
-    return jnp.asarray(zero(*leaves))
+    zero.defjvp(slope, symbolic_zeros=True)
+    return jnp.asarray(zero(leaves, gradients))
+
+
+def _refuse(cotangent, tangent, *, message: str):
+    raise NotAvailable(message)
+
+
+# refuses when it is used, not when it is traced: a gradient that goes into another constant has a derivative as well
+_unknown = Primitive("derivative_of_injected_gradient")
+_unknown.def_impl(lambda tangent, message: tangent * jnp.nan)
+_unknown.def_abstract_eval(lambda tangent, message: tangent)
+batching.defvectorized(_unknown)
+mlir.register_lowering(_unknown, mlir.lower_fun(_unknown.impl, multiple_results=False))
+ad.deflinear2(_unknown, _refuse)
 
 
 def score(q: Q, z: Event) -> Q:

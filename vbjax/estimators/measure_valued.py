@@ -107,7 +107,7 @@ def _measure_valued(factory: str, samples: int, like: Distribution | None, draws
             alternatives = family.replacements(fixed, base, first, last)
             value = f(family.event(fixed, base))
             values = jax.vmap(jax.vmap(lambda z: f(family.event(fixed, z))))(_replaced(base, alternatives))
-            change = stop_gradient(values - value).reshape(alternatives.shape)
+            change = (values - value).reshape(alternatives.shape)
             return value, family.gradient(fixed, base, change)
 
         values, gradients = jax.vmap(once)(noise)

@@ -122,5 +122,4 @@ def _by_signals(name, samples, bound, signals, *, unbiased: bool) -> GradientEst
 
 def _weighted_score(weights: Float[Array, " k"], z: Event, q):
     """Σ_k weights_k ∇log q(z_k), a pytree like q, in one backward pass."""
-    weights = stop_gradient(weights)
     return jax.grad(lambda q: jnp.vdot(weights, jax.vmap(q.log_prob)(z)))(stop_gradient(q))

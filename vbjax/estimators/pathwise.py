@@ -17,9 +17,10 @@ def pathwise(samples: int = 1, *, bound: Bound = bounds.mean) -> GradientEstimat
     continuous in z and differentiable almost everywhere. Raises `NotAvailable` for laws without a reparameterisation
     and where f is seen to jump (`require_continuous`: rounding, comparisons as numbers, argmax). *Wrong, and silently
     small, for a jump that this check cannot see*: `where(z > 0, z + 1, 0)`; use `score_function` there.
-    Right to every order of derivative, but the gamma family (gamma, beta, Dirichlet, Student's t) differentiates
-    implicitly, by a loop that JAX cannot reverse: there `jax.grad` of `jax.grad` raises ValueError, and second
-    derivatives are `jax.hessian` or `jax.jacfwd` of the gradient. Source: Kingma & Welling (2014), eq. 5; Mohamed et
+    Right to every order of derivative of a smooth f; *a kink (relu, abs) is a jump of the slope, which the second
+    derivative misses*. The gamma family (gamma, beta, Dirichlet, Student's t) differentiates implicitly, by a loop that
+    JAX cannot reverse: there `jax.grad` of `jax.grad` raises ValueError, and second derivatives are `jax.hessian` or
+    `jax.jacfwd` of the gradient. Source: Kingma & Welling (2014), eq. 5; Mohamed et
     al. (2020), section 5; lecture 000 «Basics: Reparameterization Trick».
     """
     check_samples(samples)
