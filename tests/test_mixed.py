@@ -9,11 +9,12 @@ import pytest
 from jax.tree_util import Partial
 from scipy import special, stats
 
-from vbjax.distributions import Bernoulli, Distribution, Gamma, Joint, Normal, OneHotCategorical
+from vbjax.distributions import Bernoulli, Categorical, Distribution, Gamma, Joint, Normal, OneHotCategorical
 from vbjax.distributions.hierarchy import Hierarchy
 from vbjax.estimators import leave_one_out, pathwise, score_function, value_and_grad
 from vbjax.estimators.baselines import score_function_moving_average
 from vbjax.estimators.binary import disarm
+from vbjax.estimators.coupling import draw
 from vbjax.estimators.mixed import mixed, nested
 from vbjax.estimators.relaxed import gumbel_softmax, straight_through
 from vbjax.exact import exact_moments
@@ -272,6 +273,23 @@ def test_under_jit_and_vmap_in_float32():
         for value, gradient in jax.jit(jax.vmap(gradients))(jax.random.split(jax.random.key(0), 3), phi):
             assert value.dtype == jnp.float32
             assert all(g.shape == (3,) and jnp.isfinite(g).all() and g.dtype == jnp.float32 for g in gradient)
+
+
+def test_an_impossible_category_is_never_drawn():
+    """In float32 the probabilities may add up to less than one, and the largest uniform lies above their sum."""
+    logits = np.append(np.random.default_rng(0).normal(size=(200, 9)), np.full((200, 1), -np.inf), 1)
+    law = Categorical(jnp.asarray(logits, jnp.float32))
+    largest = jnp.full(200, np.nextafter(np.float32(1), np.float32(0)))
+    assert (np.cumsum(np.asarray(law.probs), -1)[:, -2] <= largest).any()
+    assert not (draw(law, largest) == 9).any()
+
+
+def test_a_biased_model_of_the_inner_site_is_announced():
+    """What z1 does to the inner objective reaches q(z1) through the inner model's gradient."""
+    inner = pathwise(1)
+    biased = inner._replace(spec=inner.spec._replace(unbiased_model=False))
+    assert nested(pathwise(1), inner).spec.unbiased_variational
+    assert not nested(pathwise(1), biased).spec.unbiased_variational
 
 
 def test_refusals_name_a_way_out():

@@ -62,7 +62,7 @@ class StandardNoise(Distribution):
         if isinstance(laws, Bernoulli):
             return _uniform(laws.probs[..., None], exact)
         if isinstance(laws, (Categorical, OneHotCategorical)):
-            return _uniform(jnp.cumsum(laws.probs, -1)[..., :-1], exact)
+            return _uniform(_breaks(laws.probs), exact)
         if isinstance(laws, PiecewiseUniform):
             return _uniform(laws.breaks, exact)
         if _antithetic_pair(laws):
@@ -93,11 +93,17 @@ def _draw(law, u):
     if isinstance(law, Bernoulli):
         return (u < law.probs).astype(law.dtype)
     if isinstance(law, (Categorical, OneHotCategorical)):
-        index = jnp.sum(u[..., None] >= jnp.cumsum(law.probs, -1)[..., :-1], axis=-1, dtype=jnp.int32)
+        index = jnp.sum(u[..., None] >= _breaks(law.probs), axis=-1, dtype=jnp.int32)
         return index if isinstance(law, Categorical) else jax.nn.one_hot(index, law.logits.shape[-1], dtype=law.dtype)
     if _antithetic_pair(law):
         return jnp.stack([u >= jax.nn.sigmoid(-law.logits), u < jax.nn.sigmoid(law.logits)]).astype(law.dtype)
     return law.transport(u) if law.reparameterised else u
+
+
+def _breaks(probs: Array) -> Array:
+    """Where the inverse distribution function jumps; exactly one from the last possible category on."""
+    below = jnp.cumsum(probs, -1)
+    return (below / below[..., -1:])[..., :-1]
 
 
 def _antithetic_pair(law):

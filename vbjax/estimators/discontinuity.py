@@ -108,8 +108,10 @@ def _results(equation: Any, kinds: list[_Kind]) -> list[_Kind]:
         fixed, carried = parameters["num_consts"], parameters["num_carry"]
         return _repeated(parameters["jaxpr"], kinds[:fixed], kinds[fixed : fixed + carried], kinds[fixed + carried :])
     if name in _OPAQUE or parameters.get("name") in _BELIEVED:
-        trusted = parameters.get("name") in _BELIEVED
-        return [_Kind.CONTINUOUS if trusted or _Kind.CONTINUOUS in kinds else max(kinds)] * count
+        if _Kind.CONTINUOUS not in kinds:
+            return [max(kinds)] * count  # continuous in what jumps
+        believed = parameters.get("name") in _BELIEVED or _Kind.JUMP not in kinds
+        return [_Kind.CONTINUOUS if believed else _Kind.JUMP] * count
     inner = parameters.get("jaxpr", parameters.get("call_jaxpr"))
     if inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(kinds):
         return _walk(inner, kinds)

@@ -151,7 +151,8 @@ def nested(outer: GradientEstimator, inner: GradientEstimator) -> GradientEstima
         spec=Spec(
             name,
             outer.spec.unbiased_value,
-            outer.spec.unbiased_variational and outer.spec.unbiased_model and inner.spec.unbiased_variational,
+            # what z1 does to the inner objective is part of its model
+            all(s.unbiased_variational and s.unbiased_model for s in (outer.spec, inner.spec)),
             outer.spec.unbiased_model and inner.spec.unbiased_model,
             (),
             outer.spec.evaluations * inner.spec.evaluations,
