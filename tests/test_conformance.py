@@ -3,11 +3,14 @@
 The default tests show that it can fail; the slow ones run it on families of every kind, `vbjax conformance` on all.
 """
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from vbjax import bounds
+from vbjax.distributions import Normal
 from vbjax.estimators import catalogue
 from vbjax.estimators.estimate import inject
 from vbjax.studies import conformance as matrix
@@ -62,6 +65,25 @@ def test_a_wrong_estimator_breaks_its_promise(monkeypatch):
     cells = judged(["Bernoulli"], ["rloo"])
     assert any(not cell.kept and cell.group == "q" for cell in cells)
     assert {str(mark) for mark in matrix.marks(cells).values()} == {matrix.BROKEN}
+
+
+@pytest.mark.parametrize(("constant", "verdict"), [(0.0, "unbiased"), (7.0, "biased")])
+def test_a_coordinate_that_never_varies_is_judged_with_those_that_do(constant, verdict):
+    """No test of a mean says anything of a constant; the gradient in the location is one here."""
+    right = catalogue.make("score", 1)
+
+    def surrogate(state, noise, f, q):
+        held = jax.lax.stop_gradient(q.loc)
+        return right.surrogate(state, noise, f, Normal(held, q.scale)) + constant * (q.loc - held)
+
+    with jax.enable_x64(True):
+        family = families.families()[0]
+        truth = oracles._jump_truth(family)
+        truth = truth | {"q": np.asarray([0.0, truth["q"][1]])}  # the parameters of q are loc and scale
+        accepted = {"discontinuous": functools.partial(matrix.Cell, "score", 1, "Normal", "discontinuous")}
+        estimator = right._replace(surrogate=surrogate)
+        cells = matrix._tested_cells(jax.random.key(0), estimator, family, accepted, {"discontinuous": truth})
+        assert {cell.group: cell.verdict for cell in cells}["q"] == verdict
 
 
 def test_the_laplace_transform_of_the_weights_gives_the_bound_of_two_samples():
