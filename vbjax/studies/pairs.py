@@ -50,7 +50,7 @@ def pairs(
     cells: Sequence[Cell],
     results: Sequence[Result],
     *,
-    reference: str,
+    reference: str | None = None,
     replications: int,
     seed: int = 0,
     folder: Path | None = None,
@@ -58,18 +58,22 @@ def pairs(
 ) -> list[Pair]:
     """Compare each estimator with the reference, where both estimate one gradient without bias and have a variance.
 
-    cells, results: as `schedule.study` takes and returns them. reference: an estimator's name, at the same number of
-    samples, or at the first it was studied with. folder: where ratios that were sampled are kept, as in `study`.
+    cells, results: as `schedule.study` takes and returns them. reference: an estimator's name, by default the first
+    that serves the problem; at the same number of samples, or at the first it was studied with. folder: where ratios
+    that were sampled are kept, as in `study`.
     """
     found: dict[tuple, dict[int, int]] = {}
+    chosen: dict[tuple, str] = {}
     for i, cell in enumerate(cells):
-        if cell.estimator == reference and _comparable(results[i]):
+        if not _comparable(results[i]) or reference not in (None, cell.estimator):
+            continue
+        if chosen.setdefault(_target(cell), cell.estimator) == cell.estimator:
             found.setdefault(_target(cell), {})[cell.samples] = i
 
     def pair(i: int) -> Pair | None:
         cell, result = cells[i], results[i]
         others = found.get(_target(cell))
-        if cell.estimator == reference or not others or not _comparable(result):
+        if not others or chosen[_target(cell)] == cell.estimator or not _comparable(result):
             return None
         other = others.get(cell.samples, next(iter(others.values())))
         against = results[other]
