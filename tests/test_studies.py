@@ -186,6 +186,7 @@ def test_a_killed_study_goes_on_to_the_same_bits(cells, results, tmp_path, monke
     assert not list(tmp_path.glob("*.npz*"))
 
 
+@pytest.mark.slow
 def test_estimators_with_the_same_noise_see_the_same_noise():
     """The score function with and without a constant shift of f: their difference is c Σ score, draw by draw."""
     toy = coin(0.45)
@@ -266,6 +267,11 @@ def test_calls_of_f_are_counted_in_the_traced_program():
 
 
 def test_counts_are_drawn_from_the_engines_generator():
+    jax.eval_shape(Poisson(jnp.full((), 4.0)).sample, rekey(jax.random.key(0)))
+
+
+@pytest.mark.slow
+def test_counts_from_the_engines_generator_have_the_right_moments():
     draws = Poisson(jnp.full((), 4.0)).sample(rekey(jax.random.key(0)), (10_000,))
     assert abs(float(draws.mean()) - 4.0) < stats.norm.isf(FALSE_ALARM / 2) * 2 / math.sqrt(10_000)
     assert float(draws.var()) == pytest.approx(4.0, rel=0.1)
