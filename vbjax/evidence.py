@@ -1,6 +1,7 @@
 """The commands `vbjax conformance` and `vbjax published`: what backs the estimators, recomputed."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def run_conformance(
         runs.write_atomically(markdown, conformance_markdown(cells, f"vbjax conformance{names} --markdown FILE"))
     broken = [cell for cell in cells if not cell.kept]
     if as_json:
-        print(json.dumps([cell._asdict() for cell in cells]))
+        print(json.dumps([_plain_cell(cell) for cell in cells], allow_nan=False))
         return 1 if broken else 0
     console = Console()
     header, rows = conformance.rows(cells)
@@ -68,7 +69,8 @@ def run_published(names: Sequence[str], *, quick: bool, out: Path | None, as_jso
     target = None if out is None else runs.writable_folder(out) / "index.html"
     cases = []
     console = Console(stderr=True, quiet=as_json)
-    for name in chosen:
+    # unknown names first: they are refused before any work
+    for name in sorted(chosen, key=lambda name: name in published.CASES):
         try:
             with console.status(f"{name} ..."):
                 cases += published.published_cases([name], quick=quick)
@@ -86,7 +88,7 @@ def run_published(names: Sequence[str], *, quick: bool, out: Path | None, as_jso
             target, page("Published results, reproduced", sections, subtitle=subtitle, provenance=told)
         )
     if as_json:
-        print(json.dumps([_plain(case) for case in cases]))
+        print(json.dumps([_plain(case) for case in cases], allow_nan=False))
         return 1 if failed else 0
     shown = Console()
     for case in cases:
@@ -99,6 +101,12 @@ def run_published(names: Sequence[str], *, quick: bool, out: Path | None, as_jso
         shown.print("")
     shown.print(f"{len(cases) - len(failed)} of {len(cases)} cases hold{f'; page: {target}' if target else ''}")
     return 1 if failed else 0
+
+
+def _plain_cell(cell: conformance.Cell) -> dict:
+    """JSON has no NaN or infinity: a bias that was not measured is null, and so is one that no number measures."""
+    unknown = {name for name, value in cell._asdict().items() if isinstance(value, float) and not math.isfinite(value)}
+    return cell._asdict() | dict.fromkeys(unknown)
 
 
 def _plain(case: published.PublishedCase) -> dict:
