@@ -71,7 +71,11 @@ def train(options: argparse.Namespace, name: str, seed: int) -> dict:
         if done.returncode:
             raise SystemExit(f"{name}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
         print(f"{name}, seed {seed}: done", file=sys.stderr, flush=True)
-    return json.loads((folder / "card.json").read_text())
+    card = json.loads((folder / "card.json").read_text())
+    asked = {"dataset": options.dataset, "estimator": name, "seed": seed, "steps": options.steps}
+    if asked != {key: card["config"].get(key) for key in asked}:
+        raise SystemExit(f"{folder} holds a run of another configuration; delete it, or give another --out")
+    return card
 
 
 def collect(options: argparse.Namespace, cards: dict) -> dict:
