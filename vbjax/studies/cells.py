@@ -27,6 +27,9 @@ NO_ANSWER = (NotAvailable, NotConverged, TypeError)
 """What integration answers where it cannot: no nodes, no convergence, or a function that is not for float64."""
 
 
+_MOST_INTEGRATED = 512
+"""More coordinates than this are sampled only: their integral holds a gradient for every node."""
+
 _ROUNDING = 1e-13
 _FEWEST_EXTREMES = 128
 
@@ -271,6 +274,10 @@ def _tail(sampled: moments.Moments, estimator: GradientEstimator, problem: Probl
 
 def _exact(estimator: GradientEstimator, cell: Cell) -> tuple[np.ndarray, np.ndarray, str]:
     """Exact mean and variance of the flat gradient, or NaN and the reason."""
+    size = testing.flat(cell.params).size
+    if size > _MOST_INTEGRATED:
+        nothing = np.full(size, np.nan)
+        return nothing, nothing, f"{size} coordinates are too many to integrate"
     with jax.enable_x64(True):
         params = floats(cell.params, jnp.float64)
         try:
