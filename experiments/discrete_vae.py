@@ -169,7 +169,7 @@ def statistics(setup: Setup):
     config, networks, data = setup.config, setup.networks, setup.data
     # bits as images of two levels, which binarisation leaves alone: only the estimator's noise varies
     loss = networks.loss(setup.estimator, levels=2, bound=catalogue.METHODS[config.estimator].bound)
-    fixed = bits(jax.random.key(config.seed), data.train_images[:JUDGED], data.levels)
+    fixed = bits(jax.random.key(config.seed), data.train_images[:JUDGED], data.levels).astype(jnp.uint8)
 
     @jax.jit
     def measure(key, params, images):
@@ -197,7 +197,7 @@ def elbos(key, networks: DiscreteVAENetworks, params, images):
 
     def one(example):
         key, x = example
-        q, f = networks.problem(x)(params)
+        q, f = networks.problem(x.astype(jnp.float32))(params)
         return f(q.sample(key))
 
     return jax.lax.map(one, (jax.random.split(key, images.shape[0]), images), batch_size=250)
@@ -249,10 +249,10 @@ def main(config: Config, run: Run) -> cards.Card:
         folder,
     ):
         state = train(key_train, key_data, key_watch, setup, state, folder, provenance)
-        key_eval, key_pictures = jax.random.split(key_test)
+        key_eval, key_bits, key_pictures = jax.random.split(key_test, 3)
         numbers = evaluate(key_eval, setup, state.params)
         vae = setup.networks.bind(state.params)
-        shown = bits(key_pictures, setup.data.test_images[:12], setup.data.levels)
+        shown = bits(key_bits, setup.data.test_images[:12], setup.data.levels)
         pictures.reconstructions(vae, shown).savefig(folder.picture("reconstructions.png"), dpi=160)
         pictures.samples(key_pictures, vae, count=40).savefig(folder.picture("samples.png"), dpi=160)
         seconds = time.perf_counter() - begin

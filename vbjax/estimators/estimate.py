@@ -57,6 +57,8 @@ def inject(q: Q, gradient: Q, *, estimator: str) -> Scalar:
     on is NaN in forward mode, which cannot tell whether it is used).
     """
     leaves, gradients = jax.tree.leaves(q), jax.tree.leaves(gradient)
+    if not leaves:
+        return jnp.zeros(())
     message = f"{estimator} gives first derivatives only; use score_function or pathwise."
 
     @jax.custom_jvp

@@ -79,10 +79,10 @@ class DiscreteVAENetworks(NamedTuple):
     def bind(self, params: Params) -> VAE:
         """The model at these parameters."""
         law = _LAWS[self.latents]
-        mean = jnp.asarray(self.pixel_mean, jnp.float32)
 
         def encode(x: Array) -> Distribution:
-            return law(cast(Array, self.encoder.apply(params["encoder"], x - mean)))
+            centred = x - jnp.asarray(self.pixel_mean, x.dtype)
+            return law(cast(Array, self.encoder.apply(params["encoder"], centred)))
 
         def decode(z: Array) -> Distribution:
             return cast(Distribution, self.decoder.apply(params["decoder"], z))
