@@ -59,6 +59,7 @@ def test_what_an_estimator_learns_is_the_mean_of_the_examples_updates_after_each
     np.testing.assert_allclose(after.weight, 0.1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_learning_estimator_resumes_to_the_same_bits(tmp_path, monkeypatch):
     config = dataclasses.replace(TINY, estimator="nvil", samples=1)
     whole = experiment.main(config, run_in(tmp_path / "whole"))
@@ -69,9 +70,10 @@ def test_a_run_with_a_learning_estimator_resumes_to_the_same_bits(tmp_path, monk
             raise KeyboardInterrupt
         log(folder, row)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(runs.RunFolder, "log", interrupted)
-        experiment.main(config, run_in(tmp_path / "cut"))
+        with pytest.raises(KeyboardInterrupt):
+            experiment.main(config, run_in(tmp_path / "cut"))
     resumed = experiment.main(config, run_in(tmp_path / "cut", resume=True))
     assert resumed.numbers == whole.numbers
     rows = runs.read_metrics(tmp_path / "cut" / "metrics.jsonl")

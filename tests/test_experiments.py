@@ -43,6 +43,7 @@ def test_the_card_holds_a_likelihood_with_its_interval_in_the_stated_units(finis
     assert 1.9 < bits.interval[0] < bits.interval[1] < 4.087
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_repeated_by_accident_and_resumes_to_the_same_numbers(finished, capsys):
     folder, card = finished
     with pytest.raises(SystemExit) as refusal:

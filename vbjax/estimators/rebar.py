@@ -133,7 +133,8 @@ def _gradient(control: ControlVariate, network: Any, noise, costs, f, q):
         relaxed = control.scale * f(soften(q, z, jnp.exp(control.log_temperature)))
         return relaxed if network is None else relaxed + network.apply(control.network, z)
 
-    gradients = jax.vmap(lambda b, s, cost: _estimate(q, b, s, cost, c))(*noise, costs)
+    bits, relaxations = noise
+    gradients = jax.vmap(lambda b, s, cost: _estimate(q, b, s, cost, c))(bits, relaxations, costs)
     return jax.tree.map(lambda g: g.mean(0), gradients)
 
 
