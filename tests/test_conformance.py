@@ -1,6 +1,6 @@
 """The conformance matrix: no estimator is biased where it promises not to be, and every biased one is found out.
 
-The default tests show that it can fail; the slow ones run it on families of every kind, `vbjax conformance` on all.
+The default tests show that it can fail; the slow ones run it on a bit and a normal law, `vbjax conformance` on all.
 """
 
 import functools
@@ -41,8 +41,8 @@ def test_every_estimator_on_one_bit():
 
 
 @pytest.mark.slow
-def test_every_estimator_on_a_normal_law():
-    cells = judged(["Normal"])
+def test_estimators_of_every_kind_on_a_normal_law():
+    cells = judged(["Normal"], ["rloo", "pathwise", "qmc", "measure_valued", "iwae_stl"])
     assert {cell.objective for cell in cells} == set(families.OBJECTIVES)
     assert_kept_and_found_out(cells)
 
