@@ -105,7 +105,7 @@ def _results(equation: Any, kinds: list[_Kind]) -> list[_Kind]:
     if name == "while":
         return _while(parameters, kinds)
     if name == "scan":
-        fixed, carried = parameters["num_consts"], parameters["num_carry"]
+        fixed, carried = _scan_sizes(parameters)
         return _repeated(parameters["jaxpr"], kinds[:fixed], kinds[fixed : fixed + carried], kinds[fixed + carried :])
     if name in _OPAQUE or parameters.get("name") in _BELIEVED:
         if _Kind.CONTINUOUS not in kinds:
@@ -179,6 +179,14 @@ def _repeated(body: Any, fixed: list[_Kind], carry: list[_Kind], each: list[_Kin
         if after == carry:
             return [*carry, *results[len(carry) :]]
         carry = after
+
+
+def _scan_sizes(parameters: Any) -> tuple[int, int]:
+    """How many constants and how many carried numbers a scan has; JAX 0.12 tells by the trees of its arguments."""
+    if "num_consts" in parameters:
+        return parameters["num_consts"], parameters["num_carry"]
+    fixed, carried, _ = parameters["ft_in"].elts
+    return len(fixed), len(carried)
 
 
 def _while(parameters: Any, kinds: list[_Kind]) -> list[_Kind]:
