@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vbjax import bounds
+from vbjax import bounds, tails
 from vbjax.estimators.estimate import value_and_grad_at
 from vbjax.exact import exact_gradient, exact_moments, exact_objective
 from vbjax.types import Bound, GradientEstimator, Params, PRNGKey, Problem
@@ -269,17 +269,12 @@ def tail_index(deviations: np.ndarray) -> float:
 
 
 def _pareto_shape(x: np.ndarray) -> float:
-    """Zhang & Stephens (2009), with the prior of Vehtari et al. (2024), appendix C; x sorted, x[0] the threshold."""
+    """`tails.pareto_shape` with the prior of Vehtari et al. (2024), appendix C; x sorted, x[0] the threshold."""
     # atoms of a discrete law differ by float32 rounding: excesses that small would look like a huge spread
     x = (x[1:] - x[0])[x[1:] - x[0] > 1e-5 * x[-1]]
     if np.unique(np.round(x / np.max(x, initial=1e-300), 5)).size < 10:
         return -math.inf
-    n, grid = x.size, 30 + int(x.size**0.5)
-    theta = 1 / x[-1] + (1 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3 * x[int(n / 4 + 0.5) - 1])
-    k = np.log1p(-theta[:, None] * x).mean(1)
-    log_likelihood = n * (np.log(-theta / k) - k - 1)
-    weights = np.exp(log_likelihood - log_likelihood.max())
-    k = np.log1p(-(theta @ weights / weights.sum()) * x).mean()
+    n, k = x.size, tails.pareto_shape(x[None])[0]
     return float((k * n + 0.5 * 10) / (n + 10))
 
 

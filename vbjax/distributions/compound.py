@@ -24,8 +24,8 @@ from vbjax.distributions.family import (
 from vbjax.types import Nodes, stop_gradient
 
 
-class _Independent(Distribution):
-    """Independent parts; subclasses say how the parts are stored and how their events are put together."""
+class OfParts(Distribution):
+    """A law made of others, which can do what all of its parts can."""
 
     @property
     def reparameterised(self) -> bool:  # type: ignore[override]
@@ -40,10 +40,6 @@ class _Independent(Distribution):
         return all(part.fixed_support for part in self._parts())
 
     @property
-    def closed_form_entropy(self) -> bool:  # type: ignore[override]
-        return all(part.closed_form_entropy for part in self._parts())
-
-    @property
     def enumerable(self) -> bool:
         return all(part.enumerable for part in self._parts())
 
@@ -53,6 +49,14 @@ class _Independent(Distribution):
 
     def _parts(self) -> tuple[Any, ...]:
         raise NotImplementedError
+
+
+class _Independent(OfParts):
+    """Independent parts; subclasses say how the parts are stored and how their events are put together."""
+
+    @property
+    def closed_form_entropy(self) -> bool:  # type: ignore[override]
+        return all(part.closed_form_entropy for part in self._parts())
 
     def _assemble(self, parts: list[Any]) -> Any:
         raise NotImplementedError

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-from vbjax.distributions.compound import Joint
-from vbjax.distributions.family import Distribution, Product, check_node_count, family, vmap_over
+from vbjax.distributions.compound import Joint, OfParts
+from vbjax.distributions.family import check_node_count, family, vmap_over
 from vbjax.types import Event, Nodes, stop_gradient
 
 
 @family
-class Hierarchy(Distribution):
+class Hierarchy(OfParts):
     """The law of (z1, z2): z1 by `first`, then z2 by the law `then(z1)`.
 
     then: a pytree that can be called, as `jax.tree_util.Partial(function, parameters)`, so that its parameters are
@@ -23,6 +23,7 @@ class Hierarchy(Distribution):
 
     first: Any
     then: Any
+    closed_form_entropy = False
 
     def __post_init__(self):
         leaves = jax.tree.leaves(self.then)
@@ -35,30 +36,6 @@ class Hierarchy(Distribution):
 
     def _parts(self):
         return self.first, self.second()
-
-    @property
-    def reparameterised(self) -> bool:  # type: ignore[override]
-        return all(part.reparameterised for part in self._parts())
-
-    @property
-    def discrete(self) -> bool:  # type: ignore[override]
-        return all(part.discrete for part in self._parts())
-
-    @property
-    def fixed_support(self) -> bool:  # type: ignore[override]
-        return all(part.fixed_support for part in self._parts())
-
-    @property
-    def closed_form_entropy(self) -> bool:  # type: ignore[override]
-        return False
-
-    @property
-    def enumerable(self) -> bool:
-        return all(part.enumerable for part in self._parts())
-
-    @property
-    def support(self):
-        return Product(tuple(part.support for part in self._parts()))
 
     @property
     def event_shape(self):

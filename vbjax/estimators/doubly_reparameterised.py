@@ -14,7 +14,13 @@ from jaxtyping import Array, Float
 from vbjax import bounds
 from vbjax.bounds import LogWeight
 from vbjax.distributions import Copies
-from vbjax.estimators.estimate import check_samples, estimator_name, require_capability
+from vbjax.estimators.estimate import (
+    check_samples,
+    estimator_name,
+    first_order_only,
+    require_capability,
+    without_derivative,
+)
 from vbjax.estimators.pathwise import along_the_path, require_path
 from vbjax.types import (
     Bound,
@@ -192,19 +198,11 @@ def _first_order(x: Scalar, estimator: str) -> Scalar:
     """The same scalar; its second derivative, which would be wrong, raises `NotAvailable`."""
 
     @jax.custom_jvp
-    def nothing(x):
-        return jnp.zeros_like(x)
-
-    @nothing.defjvp
-    def refuse(primals, tangents):
-        raise NotAvailable(f"{estimator} gives first derivatives only; use score_function or pathwise.")
-
-    @jax.custom_jvp
     def same(x):
         return x
 
     @same.defjvp
     def slope(primals, tangents):
-        return same(*primals), (1 + nothing(*primals)) * tangents[0]
+        return same(*primals), (1 + without_derivative(primals[0], first_order_only(estimator))) * tangents[0]
 
     return same(x)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
 
 from vbjax import bounds
 from vbjax.distributions import Distribution
@@ -59,15 +60,7 @@ def inject(q: Q, gradient: Q, *, estimator: str) -> Scalar:
     leaves, gradients = jax.tree.leaves(q), jax.tree.leaves(gradient)
     if not leaves:
         return jnp.zeros(())
-    message = f"{estimator} gives first derivatives only; use score_function or pathwise."
-
-    @jax.custom_jvp
-    def nothing(x):
-        return jnp.zeros_like(x)
-
-    @nothing.defjvp
-    def refuse(primals, tangents):
-        raise NotAvailable(message)
+    message = first_order_only(estimator)
 
     @jax.custom_jvp
     def constant(g):
@@ -83,7 +76,7 @@ def inject(q: Q, gradient: Q, *, estimator: str) -> Scalar:
 
     def slope(primals, tangents):
         terms = [
-            jnp.vdot(constant(g) + nothing(x), x_dot)
+            jnp.vdot(constant(g) + without_derivative(x, message), x_dot)
             for x, g, x_dot in zip(*primals, tangents[0], strict=True)
             if not isinstance(x_dot, jax.custom_derivatives.SymbolicZero)
         ]
@@ -92,6 +85,25 @@ def inject(q: Q, gradient: Q, *, estimator: str) -> Scalar:
 
     zero.defjvp(slope, symbolic_zeros=True)
     return jnp.asarray(zero(leaves, gradients))
+
+
+def first_order_only(estimator: str) -> str:
+    """What is said to whoever asks for a second derivative."""
+    return f"{estimator} gives first derivatives only; use score_function or pathwise."
+
+
+def without_derivative(x: Array, message: str) -> Array:
+    """Zeros like x, whose derivative raises `NotAvailable` with this message."""
+
+    @jax.custom_jvp
+    def nothing(x):
+        return jnp.zeros_like(x)
+
+    @nothing.defjvp
+    def refuse(primals, tangents):
+        raise NotAvailable(message)
+
+    return nothing(x)
 
 
 def _refuse(cotangent, tangent, *, message: str):

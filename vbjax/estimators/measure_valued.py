@@ -26,7 +26,7 @@ from vbjax.distributions import (
     OneHotCategorical,
     Poisson,
 )
-from vbjax.estimators.estimate import check_samples, estimator_name, inject
+from vbjax.estimators.estimate import check_samples, estimator_name, inject, without_derivative
 from vbjax.types import GradientEstimator, NotAvailable, Scalar, Spec, stop_gradient
 
 
@@ -138,19 +138,14 @@ def _inject_known(q, gradient: tuple[Array | None, ...], name: str) -> Scalar:
     """Inject the gradient; a parameter that has none says so when it is differentiated."""
     pairs = list(zip(jax.tree.leaves(q), gradient, strict=True))
     known = [(leaf, g) for leaf, g in pairs if g is not None]
-    refused = [_refuse_concentration(leaf) for leaf, g in pairs if g is None]
+    refused = [without_derivative(leaf, _CONCENTRATION).sum() for leaf, g in pairs if g is None]
     return inject([leaf for leaf, _ in known], [g for _, g in known], estimator=name) + sum(refused)
 
 
-@jax.custom_jvp
-def _refuse_concentration(concentration: Array) -> Scalar:
-    return jnp.zeros((), concentration.dtype)
-
-
-@_refuse_concentration.defjvp
-def _refuse(primals, tangents):
-    raise NotAvailable("measure_valued differentiates a Gamma law in its rate, not its concentration; use pathwise, or "
-                       "stop_gradient(concentration).")  # fmt: skip
+_CONCENTRATION = (
+    "measure_valued differentiates a Gamma law in its rate, not its concentration; use pathwise, or "
+    "stop_gradient(concentration)."
+)
 
 
 def _normal() -> Decomposition:
