@@ -16,7 +16,7 @@ def networks(likelihood="discretised_logistic_mixture", levels=17, **options):
     return mlp_vae(SHAPE, likelihood=likelihood, levels=levels, latent_dim=4, hidden=(16, 8), **options)
 
 
-@pytest.mark.parametrize("likelihood", sorted(HEADS))
+@pytest.mark.parametrize("likelihood", sorted(name for name in HEADS if HEADS[name].reads != "unit interval"))
 def test_every_head_decodes_one_code_to_the_law_of_one_image(likelihood):
     levels = 2 if likelihood == "bernoulli" else 5
     net = networks(likelihood, levels)

@@ -7,9 +7,11 @@ when you build the law, by name. Read `family` for the interface, `continuous` a
 
 from vbjax.distributions.compound import Copies, Joint, Mixture
 from vbjax.distributions.continuous import Laplace, Logistic, LogNormal, MultivariateNormal, Normal, Uniform
+from vbjax.distributions.continuous_bernoulli import ContinuousBernoulli
 from vbjax.distributions.discrete import Bernoulli, Categorical, OneHotCategorical, Poisson
 from vbjax.distributions.discretised import DiscretisedLogistic, DiscretisedLogisticMixture, DiscretisedNormal
 from vbjax.distributions.family import Capabilities, Distribution
+from vbjax.distributions.flows import CouplingFlow
 from vbjax.distributions.gamma import Beta, Dirichlet, Gamma, LogGamma, StudentT
 from vbjax.distributions.hierarchy import Hierarchy
 from vbjax.distributions.sobol import ScrambledSobol
@@ -19,7 +21,9 @@ __all__ = [
     "Beta",
     "Capabilities",
     "Categorical",
+    "ContinuousBernoulli",
     "Copies",
+    "CouplingFlow",
     "Dirichlet",
     "DiscretisedLogistic",
     "DiscretisedLogisticMixture",

@@ -1,11 +1,14 @@
 """Likelihood heads: features -> the law of an image. Each names the scale that its pixels live on.
 
-Bernoulli heads read pixels in {0, 1}; the discretised and categorical ones read integer levels 0 … levels-1, so
-their likelihoods are comparable in bits per dimension on the same integers.
+The Bernoulli head reads pixels in {0, 1}; the discretised and categorical ones read integer levels 0 … levels-1, so
+their likelihoods are comparable in bits per dimension on the same integers. Continuous Bernoulli and normal heads read
+levels divided by levels-1, in [0, 1]: theirs are *densities*, which may exceed one and compare with no likelihood of
+integers. Start with `HEADS`.
 """
 
 import math
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +18,11 @@ from jaxtyping import Array, Float
 from vbjax.distributions import (
     Bernoulli,
     Categorical,
+    ContinuousBernoulli,
     DiscretisedLogistic,
     DiscretisedLogisticMixture,
     DiscretisedNormal,
+    Normal,
 )
 
 Features = Float[Array, " h"]
@@ -83,14 +88,91 @@ class DiscretisedLogisticMixtureHead(nn.Module):
         return DiscretisedLogisticMixture(logits, loc, _scale(raw_scale, self.levels), self.levels)
 
 
-HEADS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
-    "bernoulli": lambda shape, levels: BernoulliHead(shape),
-    "categorical": CategoricalHead,
-    "discretised_normal": DiscretisedNormalHead,
-    "discretised_logistic": DiscretisedLogisticHead,
-    "discretised_logistic_mixture": DiscretisedLogisticMixtureHead,
+class ContinuousBernoulliHead(nn.Module):
+    """A density on [0, 1] per pixel, with one parameter each (Loaiza-Ganem & Cunningham 2019)."""
+
+    shape: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, h: Features) -> ContinuousBernoulli:
+        return ContinuousBernoulli(_dense(h, self.shape))
+
+
+class FixedNormalHead(nn.Module):
+    """A normal density per pixel whose scale is given: squared error in units of 2 scale²."""
+
+    shape: tuple[int, ...]
+    scale: int | float = 0.1
+
+    @nn.compact
+    def __call__(self, h: Features) -> Normal:
+        return Normal(_dense(h, self.shape), jnp.asarray(self.scale, h.dtype))
+
+
+class LearnedNormalHead(nn.Module):
+    """A normal density per pixel whose scale is a parameter, the same for all images.
+
+    scale_shape: `()` for one scale, the image's shape for one per pixel. floor: see `positive`.
+    """
+
+    shape: tuple[int, ...]
+    floor: int | float
+    scale_shape: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(self, h: Features) -> Normal:
+        raw_scale = self.param("raw_scale", lambda key: jnp.full(self.scale_shape, START))
+        return Normal(_dense(h, self.shape), positive(raw_scale, floor=self.floor))
+
+
+class PredictedNormalHead(nn.Module):
+    """A normal density per pixel whose scale the network predicts with the mean. floor: see `positive`."""
+
+    shape: tuple[int, ...]
+    floor: int | float
+
+    @nn.compact
+    def __call__(self, h: Features) -> Normal:
+        loc, raw_scale = _dense(h, (2, *self.shape))
+        return Normal(loc, positive(raw_scale + START, floor=self.floor))
+
+
+class Head(NamedTuple):
+    """A kind of likelihood. reads: what its pixels are: bits, the integers 0 … levels-1, or these divided by levels-1.
+
+    build: `(image shape, levels) -> head`.
+    """
+
+    reads: Literal["bits", "integers", "unit interval"]
+    build: Callable[[tuple[int, ...], int], nn.Module]
+
+
+HEADS: dict[str, Head] = {
+    "bernoulli": Head("bits", lambda shape, levels: BernoulliHead(shape)),
+    "categorical": Head("integers", CategoricalHead),
+    "discretised_normal": Head("integers", DiscretisedNormalHead),
+    "discretised_logistic": Head("integers", DiscretisedLogisticHead),
+    "discretised_logistic_mixture": Head("integers", DiscretisedLogisticMixtureHead),
+    "continuous_bernoulli": Head("unit interval", lambda shape, levels: ContinuousBernoulliHead(shape)),
+    "normal_fixed": Head("unit interval", lambda shape, levels: FixedNormalHead(shape)),
+    "normal_shared": Head("unit interval", lambda shape, levels: LearnedNormalHead(shape, rounding(levels))),
+    "normal_per_pixel": Head("unit interval", lambda shape, levels: LearnedNormalHead(shape, rounding(levels), shape)),
+    "normal_predicted": Head("unit interval", lambda shape, levels: PredictedNormalHead(shape, rounding(levels))),
 }
-"""Likelihood by name: `(image shape, grey levels) -> head`."""
+"""Likelihood by name."""
+
+START = -2.0
+"""Of raw scales on [0, 1]: softplus makes about 0.13 of it."""
+
+
+def rounding(levels: int) -> float:
+    """Standard deviation of the rounding to one of so many levels of [0, 1]: no density should be narrower."""
+    return 1 / (math.sqrt(12) * (levels - 1))
+
+
+def positive(raw: Array, *, floor: int | float) -> Array:
+    """A scale above the floor: without one, a free scale that shrinks around a pixel makes its density unbounded."""
+    return jax.nn.softplus(raw) + floor
 
 
 def _dense(h: Features, shape: tuple[int, ...]) -> Array:

@@ -52,11 +52,11 @@ class VAENetworks(NamedTuple):
         return VAE(Normal(zeros, jnp.ones_like(zeros)), encode, decode)
 
     def loss(self, *, samples: int = 1, binarise_dynamically_from: int | None = None) -> Loss:
-        """The negative bound in nats, averaged over a batch of integer images `(n, *image_shape)`, with its terms.
+        """The negative bound in nats, averaged over a batch of images `(n, *image_shape)`, with its terms.
 
-        samples: 1 for the ELBO with its exact KL, K > 1 for the IWAE bound. binarise_dynamically_from: grey levels
-        of images that are turned into fresh random bits at every step; None takes the pixels as they are. Raises
-        ValueError for samples below one.
+        images: as the likelihood reads them (`heads.HEADS`). samples: 1 for the ELBO with its exact KL, K > 1 for the
+        IWAE bound. binarise_dynamically_from: grey levels of images that are turned into fresh random bits at every
+        step; None takes the pixels as they are. Raises ValueError for samples below one.
         """
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
@@ -98,8 +98,9 @@ def mlp_vae(
     """
     if likelihood not in HEADS:
         raise ValueError(f"likelihood must be one of {sorted(HEADS)}, got {likelihood!r}")
-    if levels < 2 or (likelihood == "bernoulli" and levels != 2):
-        least = "2" if likelihood == "bernoulli" else "at least 2"
+    head = HEADS[likelihood]
+    if levels < 2 or (head.reads == "bits" and levels != 2):
+        least = "2" if head.reads == "bits" else "at least 2"
         raise ValueError(f"levels must be {least} for likelihood {likelihood!r}, got {levels}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
@@ -110,8 +111,8 @@ def mlp_vae(
     hidden = tuple(hidden)
     return VAENetworks(
         encoder=GaussianEncoder(MLP(hidden, activation, dropout), latent_dim),
-        decoder=Decoder(MLP(hidden[::-1], activation, dropout), HEADS[likelihood](image_shape, levels)),
+        decoder=Decoder(MLP(hidden[::-1], activation, dropout), head.build(image_shape, levels)),
         image_shape=image_shape,
-        pixel_scale=2 / (levels - 1),
+        pixel_scale=2.0 if head.reads == "unit interval" else 2 / (levels - 1),
         pixel_offset=-1.0,
     )
