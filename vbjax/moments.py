@@ -8,6 +8,7 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
-from scipy import stats
 
 from vbjax import tails
 from vbjax.estimators.estimate import value_and_grad_at
@@ -145,7 +145,7 @@ def variance_interval(moments: Moments, *, level: float = 0.95) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     n = moments.count
-    quantile = float(stats.norm.isf((1 - level) / 2))
+    quantile = -NormalDist().inv_cdf((1 - level) / 2)
 
     def half_width(kurtosis):
         return quantile * jnp.sqrt(jnp.maximum(kurtosis * (1 + 10 * kurtosis / n) - (n - 3) / (n - 1), 0) / n)
@@ -203,8 +203,14 @@ def _draw_functions(estimator: GradientEstimator, problem: Problem):
 
 def _fold(statistics, x, counted):
     sums, non_finite = statistics
-    more = jnp.sum(counted & ~jnp.isfinite(x).all(1), dtype=jnp.int32)
-    return merge(sums, power_sums(x, counted)), non_finite + more
+    # only the last batch may hold rows that do not count; the others need no mask
+    some = jax.lax.cond(counted.all(), lambda: power_sums(x), lambda: power_sums(x, counted))
+    more = jax.lax.cond(
+        jnp.isfinite(some.mean).all(),
+        lambda: jnp.int32(0),
+        lambda: jnp.sum(counted & ~jnp.isfinite(x).all(1), dtype=jnp.int32),
+    )
+    return merge(sums, some), non_finite + more
 
 
 def _tail_draws(replications: int, size: int) -> int:
@@ -252,11 +258,15 @@ def _add(total: Total, block: Block) -> Total:
     return Total(sums, total.non_finite + non_finite, draws)
 
 
-def power_sums(x: Float[Array, "n d"], counted: Bool[Array, " n"]) -> PowerSums:
-    """Power sums of the counted rows, in two passes."""
-    count = counted.sum().astype(x.dtype)
-    mean = jnp.where(counted[:, None], x, 0).sum(0) / jnp.maximum(count, 1)
-    deviation = jnp.where(counted[:, None], x - mean[None], 0)
+def power_sums(x: Float[Array, "n d"], counted: Bool[Array, " n"] | None = None) -> PowerSums:
+    """Power sums of the rows, or of those that are counted, in two passes."""
+
+    def kept(rows):
+        return rows if counted is None else jnp.where(counted[:, None], rows, 0)
+
+    count = jnp.asarray(len(x) if counted is None else counted.sum(), x.dtype)
+    mean = kept(x).sum(0) / jnp.maximum(count, 1)
+    deviation = kept(x - mean[None])
     square = deviation**2
     return PowerSums(count, mean, square.sum(0), (square * deviation).sum(0), (square**2).sum(0))
 

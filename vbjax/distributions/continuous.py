@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logit, ndtr, ndtri
 from jaxtyping import Array, Float
-from scipy import special
 
 from vbjax.distributions.family import (
     LOG_2PI,
@@ -28,7 +27,7 @@ from vbjax.distributions.family import (
     require_positive,
     vmap_over,
 )
-from vbjax.distributions.quadrature import log_gamma_rule, tensor_rule, trapezoid
+from vbjax.distributions.quadrature import log_gamma_rule, normal_rule, tensor_rule, trapezoid, uniform_rule
 from vbjax.types import Nodes
 
 
@@ -108,8 +107,7 @@ class Normal(_LocationScale):
         return jnp.sum(0.5 * (1 + LOG_2PI) + jnp.log(self.scale))
 
     def _rule(self, order):
-        points, weights = special.roots_hermitenorm(order)
-        return points, weights / weights.sum()
+        return normal_rule(order)
 
 
 @family
@@ -346,8 +344,7 @@ class Uniform(Distribution):
         return jnp.sum(jnp.log(self.high - self.low))
 
     def nodes(self, order):
-        points, weights = special.roots_legendre(order)
         shape = self.low.shape
-        points, weights = (np.broadcast_to(v, (*shape, order)) for v in ((points + 1) / 2, weights / 2))
+        points, weights = (np.broadcast_to(v, (*shape, order)) for v in uniform_rule(order))
         standard, weights = (jnp.asarray(v, self.dtype) for v in tensor_rule(points, weights, shape))
         return Nodes(jax.vmap(self.transport)(standard), weights, exact=False)

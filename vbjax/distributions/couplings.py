@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Bool, Float
-from scipy import special
 
 from vbjax.distributions.family import (
     Distribution,
@@ -25,7 +24,7 @@ from vbjax.distributions.family import (
     static_field,
     vmap_over,
 )
-from vbjax.distributions.quadrature import tensor_rule
+from vbjax.distributions.quadrature import tensor_rule, uniform_rule
 from vbjax.types import Nodes
 
 
@@ -69,9 +68,9 @@ class PiecewiseUniform(Distribution):
         edges = np.sort(np.concatenate([ends, np.asarray(self.breaks, np.float64)], axis=-1), axis=-1)
         low, width = edges[..., :-1, None], np.diff(edges)[..., None]
         per_piece = max(2, -(-order // (edges.shape[-1] - 1)))
-        points, weights = special.roots_legendre(per_piece)
-        points = (low + width * (points + 1) / 2).reshape(*shape, -1)
-        weights = (width * weights / 2).reshape(*shape, -1)
+        points, weights = uniform_rule(per_piece)
+        points = (low + width * points).reshape(*shape, -1)
+        weights = (width * weights).reshape(*shape, -1)
         points, weights = tensor_rule(points, weights, shape)
         return Nodes(jnp.asarray(points, self.dtype), jnp.asarray(weights, self.dtype), exact=False)
 

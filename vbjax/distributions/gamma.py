@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import digamma, gammaln, polygamma, xlog1py, xlogy
 from jaxtyping import Array, Float
-from scipy import special
 
 from vbjax.distributions.compound import Joint
 from vbjax.distributions.continuous import Normal
@@ -27,7 +26,7 @@ from vbjax.distributions.family import (
     require_positive,
     vmap_over,
 )
-from vbjax.distributions.quadrature import log_gamma_rule, tensor_rule
+from vbjax.distributions.quadrature import beta_rule, log_gamma_rule, tensor_rule
 from vbjax.types import Nodes
 
 
@@ -191,9 +190,9 @@ class Beta(Distribution):
 
     def nodes(self, order):
         a, b = (np.asarray(c, np.float64) for c in (self.concentration1, self.concentration0))
-        rules = [special.roots_jacobi(order, b_i - 1, a_i - 1) for a_i, b_i in zip(a.flat, b.flat, strict=True)]
-        points = np.array([(x + 1) / 2 for x, _ in rules]).reshape(*a.shape, order)
-        weights = np.array([w / w.sum() for _, w in rules]).reshape(*a.shape, order)
+        rules = [beta_rule(a_i, b_i, order) for a_i, b_i in zip(a.flat, b.flat, strict=True)]
+        points = np.array([x for x, _ in rules]).reshape(*a.shape, order)
+        weights = np.array([w for _, w in rules]).reshape(*a.shape, order)
         points, weights = tensor_rule(points, weights, a.shape)
         return Nodes(jnp.asarray(points, self.dtype), jnp.asarray(weights, self.dtype), exact=False)
 

@@ -105,9 +105,20 @@ def values_and_log_probs(z: Event, f: Objective, q: Any, bound: Bound) -> tuple[
 
 def dice(values: Float[Array, " n"], log_q: Float[Array, " n"], baseline: Float[Array, " n"]) -> Scalar:
     """The mean of the values, whose derivatives of every order are score-function estimates (Foerster et al. 2018)."""
-    magic_box = jnp.exp(log_q - stop_gradient(log_q))  # is 1; its derivative is the score
     b = stop_gradient(baseline)
-    return jnp.mean(b + (values - b) * magic_box)
+    return jnp.mean(b + (values - b) * magic_box(log_q))
+
+
+@jax.custom_jvp
+def magic_box(log_q: Array) -> Array:
+    """One, whose derivative is the score, to every order: exp(log q - stop(log q)) without its arithmetic."""
+    return jnp.ones_like(log_q)
+
+
+@magic_box.defjvp
+def _magic_box_jvp(primals, tangents):
+    one = magic_box(*primals)
+    return one, one * tangents[0]
 
 
 def check_baseline(baseline: Any, samples: int) -> None:

@@ -14,7 +14,7 @@ from vbjax import bounds
 from vbjax.distributions import Categorical, Copies
 from vbjax.distributions.couplings import WithoutReplacement
 from vbjax.estimators.estimate import check_samples, estimator_name, require_capability
-from vbjax.estimators.score_function import leave_one_out, no_baseline
+from vbjax.estimators.score_function import leave_one_out, magic_box, no_baseline
 from vbjax.types import Event, GradientEstimator, NotAvailable, Objective, Spec, stop_gradient
 
 MAX_OUTCOMES = 4096
@@ -77,8 +77,7 @@ def sum_and_sample(top: int, samples: int = 1) -> GradientEstimator:
         log_q = jax.nn.log_softmax(log_rest)[drawn]
         values = _evaluate(f, points, jnp.where(some, order[top + drawn], order[0]))
         b = stop_gradient(baseline.function(values))
-        magic_box = jnp.exp(log_q - stop_gradient(log_q))  # is 1; its derivative is the score
-        return _weigh(f, points, order[:top], log_p[order[:top]]) + mass * jnp.mean(b + (values - b) * magic_box)
+        return _weigh(f, points, order[:top], log_p[order[:top]]) + mass * jnp.mean(b + (values - b) * magic_box(log_q))
 
     return GradientEstimator(Spec(name, True, True, True, ("enumerable",), top + samples, None), noise, surrogate)
 
