@@ -20,16 +20,15 @@ FIRST_STEP = """
 from vbjax.cli import start_jax
 start_jax()
 import jax
-from jax.tree_util import Partial
 from experiments import vae
 from vbjax import datasets, training
 config = vae.Config()
-data = vae.load_data(config, vae.Run())
+data = datasets.load("digits").on_device()
 networks = vae.build(config, (8, 8), data.levels)
 optimizer = training.make_optimizer(learning_rate=1e-3)
 key = jax.random.key(0)
 state = training.init_state(jax.jit(networks.init)(key), optimizer)
-batch = Partial(lambda images, step: images[datasets.batch_indices(key, step, images.shape[0], 128)], data.train_images)
+batch = datasets.batches(key, data.train_images, 128)
 training.fit(key, networks.loss(samples=config.samples), batch, optimizer, state, steps=1)
 """
 

@@ -10,27 +10,24 @@ hidden layers of 200. `vbjax study --list` lists the estimators. The run folder 
 """
 
 import dataclasses
-import sys
 import time
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from vbjax.cli import BAD_INPUT, exit_with, start_jax
+from vbjax.cli import start_jax
 
 start_jax()
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 
-from vbjax import cards, checkpoints, datasets, evaluation, progress, runs, training
+from vbjax import cards, datasets, evaluation, training
 from vbjax.estimators import catalogue
+from vbjax.experiment import Experiment, Run, check_counts, command_line, load_data, preparing
 from vbjax.networks.discrete_vae import DiscreteVAENetworks, discrete_vae
 from vbjax.reports import pictures
-from vbjax.types import GradientEstimator, NotAvailable
+from vbjax.types import GradientEstimator
 
 GRADIENT_DRAWS = 32
 """Gradients of one batch behind each variance that is logged."""
@@ -70,41 +67,10 @@ class Config:
     """K of the IWAE-K test likelihood."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """Where and how: none of it changes a number."""
-
-    out: Path | None = None
-    """Run folder. Default: runs/discrete-vae-DATASET-ESTIMATOR."""
-    resume: bool = False
-    """Go on from the last whole checkpoint of the same configuration."""
-    overwrite: bool = False
-    """Delete what an earlier run left in the folder."""
-    download: bool = False
-    """Allow downloading the data set; nothing is downloaded otherwise."""
-    data_files: Path | None = None
-    """Folder with the published data files, for use without a network."""
-    data_dir: Path | None = None
-    """Where prepared data sets live. Default: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    json: bool = False
-    """Print the result card as JSON on standard output."""
-    quiet: bool = False
-    """No progress bar and no summary."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """All of the command line."""
-
-    config: tyro.conf.OmitArgPrefixes[Config]
-    run: tyro.conf.OmitArgPrefixes[Run]
-
-
 class Setup(NamedTuple):
     """What was asked for, and what it makes."""
 
     config: Config
-    run: Run
     data: datasets.Dataset
     networks: DiscreteVAENetworks
     estimator: GradientEstimator
@@ -113,10 +79,7 @@ class Setup(NamedTuple):
 
 def validate(config: Config, run: Run) -> None:
     """Raise ValueError or NotAvailable, naming the way out, for whatever can be refused without the data."""
-    for name, value in dataclasses.asdict(config).items():
-        least = {"seed": 0, "eval_samples": 2, "log_every": 1}.get(name, 1)
-        if type(value) is int and not least <= value < 2**31:
-            raise ValueError(f"{name} must be a whole number from {least} to 2^31 - 1, got {value}")
+    check_counts(config, run)
     networks = build(config, np.full((8, 8), 0.5))
     estimator = make_estimator(config)
     state = jax.eval_shape(lambda key: networks.init(key, estimator), jax.random.key(0))
@@ -140,14 +103,10 @@ def build(config: Config, pixel_mean: np.ndarray) -> DiscreteVAENetworks:
 
 def assemble(config: Config, run: Run) -> Setup:
     """Load the data and build everything that the run needs."""
-    data = datasets.load(config.dataset, data_dir=run.data_dir, manual_dir=run.data_files, download=run.download)
-    count = data.train_images.shape[0]
-    if config.batch_size > count:
-        raise ValueError(f"batch_size {config.batch_size} exceeds the {count} training examples of {config.dataset}")
+    data = load_data(config.dataset, run, batch_size=config.batch_size)
     pixel_mean = np.asarray(data.train_images, np.float64).mean(0) / (data.levels - 1)
     return Setup(
         config,
-        run,
         data.on_device(),
         build(config, pixel_mean),
         make_estimator(config),
@@ -226,96 +185,61 @@ def evaluate(key, setup: Setup, params) -> dict[str, cards.Number]:
     }
 
 
+def watch(key, setup: Setup, params):
+    """The function that adds a row's measurements: (state, row) -> row.
+
+    `watch_seconds` is what measuring the gradient has cost so far, within the `seconds` of all of it; `cpu_seconds` is
+    the processor time of the training alone, which other work on the machine does not change.
+    """
+    measure, watched, watched_cpu = statistics(setup), 0.0, 0.0
+    measure(key, params)  # compiled before the clocks run
+    start_cpu = time.process_time()
+
+    def columns(state: training.TrainState, row: training.Row) -> training.Row:
+        nonlocal watched, watched_cpu
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        row = row | measure(jax.random.fold_in(key, int(row["step"])), state.params)
+        watched += time.perf_counter() - begin
+        row = row | {"watch_seconds": watched, "cpu_seconds": begin_cpu - start_cpu - watched_cpu}
+        watched_cpu += time.process_time() - begin_cpu
+        return row
+
+    return columns
+
+
 def main(config: Config, run: Run) -> cards.Card:
     """Train, evaluate, draw; returns the result card that the run folder holds."""
-    begin, provenance = time.perf_counter(), cards.provenance()
-    with exit_with(BAD_INPUT, ValueError, NotAvailable, runs.RunError, datasets.DatasetUnavailable):
+    with preparing() as begin:
         validate(config, run)
         setup = assemble(config, run)
         key_init, key_data, key_train, key_watch, key_test = jax.random.split(jax.random.key(config.seed), 5)
         params = jax.jit(lambda key: setup.networks.init(key, setup.estimator))(key_init)
         state = training.init_state(params, setup.optimizer)
-        folder = runs.RunFolder.open(
-            run.out or Path("runs") / f"discrete-vae-{config.dataset}-{config.estimator}",
-            config,
-            resume=run.resume,
-            overwrite=run.overwrite,
-            expected_bytes=checkpoints.expected_bytes(state, keep_last=2),
-        )
+        name = f"discrete-vae-{config.dataset}-{config.estimator}"
+        experiment = Experiment.open(name, config, run, state, begin=begin)
 
-    with (
-        exit_with(BAD_INPUT, runs.RunError, OSError),
-        exit_with(1, training.NonFiniteLoss, checkpoints.NonFiniteState),
-        folder,
-    ):
-        state = train(key_train, key_data, key_watch, setup, state, folder, provenance)
+    with experiment.running():
+        bound = catalogue.METHODS[config.estimator].bound
+        state = experiment.train(
+            key_train,
+            setup.networks.loss(setup.estimator, levels=setup.data.levels, bound=bound),
+            datasets.batches(key_data, setup.data.train_images, config.batch_size),
+            setup.optimizer,
+            state,
+            steps=config.steps,
+            chunk=config.log_every,
+            measure=watch(key_watch, setup, state.params),
+        )
         key_eval, key_bits, key_pictures = jax.random.split(key_test, 3)
         numbers = evaluate(key_eval, setup, state.params)
         vae = setup.networks.bind(state.params)
         shown = bits(key_bits, setup.data.test_images[:12], setup.data.levels)
-        pictures.reconstructions(vae, shown).savefig(folder.picture("reconstructions.png"), dpi=160)
-        pictures.samples(key_pictures, vae, count=40).savefig(folder.picture("samples.png"), dpi=160)
-        seconds = time.perf_counter() - begin
-        card = cards.Card(f"discrete-vae-{config.dataset}", numbers, folder.config, config.seed, seconds, provenance)
-        cards.write_card(folder.path / "card.json", card)
-    if run.json:
-        print((folder.path / "card.json").read_text(), end="")
-    elif not run.quiet:
-        print(cards.summary(card))
-        print(f"card, metrics, checkpoints and pictures: {folder.path}/")
-    return card
-
-
-def train(key, key_data, key_watch, setup: Setup, state, folder: runs.RunFolder, provenance) -> training.TrainState:
-    """Train to the configured step, from the last whole checkpoint if asked to, with a bar, metrics and checkpoints.
-
-    `watch_seconds` of a row is what measuring the gradient has cost so far, within the `seconds` of all of it;
-    `cpu_seconds` is the processor time of the training alone, which other work on the machine does not change.
-    """
-    config, run, data, networks, estimator, optimizer = setup
-    measure, watched, watched_cpu = statistics(setup), 0.0, 0.0
-
-    def warn(line: str) -> None:
-        print(f"warning: {line}", file=sys.stderr)
-
-    def batch(images, step):
-        return images[datasets.batch_indices(key_data, step, images.shape[0], config.batch_size)]
-
-    with (
-        checkpoints.CheckpointFolder(
-            folder.checkpoints, config=folder.config, provenance=provenance, warn=warn
-        ) as saved,
-        progress.Progress(config.steps, quiet=run.quiet) as bar,
-    ):
-        restored = saved.restore_latest(state) if run.resume else None
-        state = state if restored is None else restored.state
-        folder.rewind(int(state.step))
-        measure(key_watch, state.params)  # compiled before the clocks run
-        start_cpu = time.process_time()
-
-        def on_chunk(state: training.TrainState, row: training.Row) -> None:
-            nonlocal watched, watched_cpu
-            begin, begin_cpu = time.perf_counter(), time.process_time()
-            row = row | measure(jax.random.fold_in(key_watch, int(row["step"])), state.params)
-            cpu = begin_cpu - start_cpu - watched_cpu
-            watched += time.perf_counter() - begin
-            folder.log(row | {"watch_seconds": watched, "cpu_seconds": cpu})
-            watched_cpu += time.process_time() - begin_cpu
-            bar.update(row)
-            saved.save(state, metric=row["loss"])
-
-        return training.fit(
-            key,
-            networks.loss(estimator, levels=data.levels, bound=catalogue.METHODS[config.estimator].bound),
-            Partial(batch, data.train_images),
-            optimizer,
-            state,
-            steps=config.steps,
-            chunk=config.log_every,
-            on_chunk=on_chunk,
-        )
+        figures = {
+            "reconstructions": pictures.reconstructions(vae, shown),
+            "samples": pictures.samples(key_pictures, vae, count=40),
+        }
+        return experiment.finish(numbers, figures)
 
 
 if __name__ == "__main__":
-    arguments = tyro.cli(Arguments, description=__doc__, default=Arguments(Config(), Run()))
-    main(arguments.config, arguments.run)
+    main(*command_line(__doc__, Config()))

@@ -103,7 +103,7 @@ def blocks(
                 where = device * (kept + batch)
                 some = jax.tree.map(lambda x, a=where, b=where + rows: x[a:b], draws) if rows else None
                 yield Block(number, jax.tree.map(lambda x, row=row: x[row], statistics), some)
-        del draws, some  # before the next call allocates its own
+        draws = some = None  # before the next call allocates its own
         first = int(starts[-1])
         if time.monotonic() - begin < _CALL_SECONDS and per_device < most:
             per_device *= 2

@@ -11,7 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Int32, Integer, UInt8, UInt32
+from jax.tree_util import Partial
+from jaxtyping import Array, Int, Int32, Integer, PyTree, UInt8, UInt32
 
 from vbjax.types import PRNGKey
 
@@ -72,6 +73,19 @@ def batch_indices(
     epochs = _unsigned(step // period_steps) * np.uint32(period_epochs) + _unsigned(positions // size)
     words = _round_words(key)
     return jax.vmap(lambda epoch, offset: _permute(words, epoch, offset, size))(epochs, positions % size)
+
+
+def batches(key: PRNGKey, arrays: PyTree, batch_size: int) -> Partial:
+    """`step -> batch` for `training.fit`: those rows of all the arrays, which share their leading axis.
+
+    Raises what `batch_indices` raises, at the first step.
+    """
+
+    def batch(arrays, step):
+        indices = batch_indices(key, step, jax.tree.leaves(arrays)[0].shape[0], batch_size)
+        return jax.tree.map(lambda x: x[indices], arrays)
+
+    return Partial(batch, arrays)
 
 
 def binarise(images: Integer[Array | np.ndarray, "*shape"], threshold: int) -> UInt8[Array | np.ndarray, "*shape"]:
