@@ -145,6 +145,7 @@ EVERY_LAW: dict[str, Callable[[], Any]] = {
     "Gamma": lambda: vd.Gamma([2.0, 0.7], [1.0, 0.5]),
     "LogGamma": lambda: vd.LogGamma([2.0, 0.7]),
     "Beta": lambda: vd.Beta([2.0, 0.7], [1.0, 1.5]),
+    "ContinuousBernoulli": lambda: vd.ContinuousBernoulli([0.4, -2.0]),
     "Dirichlet": lambda: vd.Dirichlet([2.0, 0.7]),
     "Bernoulli": lambda: vd.Bernoulli([0.4, -2.0]),
     "Categorical": lambda: vd.Categorical([[0.4, -2.0, 1.0], [0.0, 0.0, 1.0]]),

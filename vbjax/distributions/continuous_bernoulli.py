@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import special
 
-from vbjax.distributions.family import Distribution, Interval, as_parameters, family, require_finite
+from vbjax.distributions.family import Distribution, Interval, as_parameters, family, require_finite, vmap_over
 
 _ORDERS = np.arange(1, 18)
 _SERIES = -((-1.0) ** _ORDERS) * special.zeta(2.0 * _ORDERS) / (_ORDERS * np.pi ** (2.0 * _ORDERS))
@@ -62,7 +62,7 @@ class ContinuousBernoulli(Distribution):
         return jnp.where(falls, distance, 1 - distance)
 
     def sample(self, key, shape=()):
-        return self.quantile(jax.random.uniform(key, shape + self.logits.shape, self.dtype))
+        return vmap_over(shape, self.quantile)(jax.random.uniform(key, shape + self.logits.shape, self.dtype))
 
     def _size(self):
         """|logit|, kept from zero, where the law is uniform and the ratios below are 0/0."""

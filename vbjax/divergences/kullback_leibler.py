@@ -17,6 +17,7 @@ from vbjax.distributions import (
     Bernoulli,
     Beta,
     Categorical,
+    ContinuousBernoulli,
     Copies,
     Dirichlet,
     DiscretisedLogistic,
@@ -60,7 +61,7 @@ def kl_divergence(q: Distribution, p: Distribution) -> Scalar:
     | Gamma, LogNormal, Beta, Uniform | Gamma | E_q x and E_q log x |
     | Beta, Uniform | Beta | E_q log x and E_q log(1 - x) |
     | Uniform, Beta | Uniform | width, if the support fits |
-    | LogGamma; Dirichlet | the same | exponential family |
+    | LogGamma; Dirichlet; ContinuousBernoulli | the same | exponential family |
     | Bernoulli, Poisson | Poisson | finite sum, rates |
     | Bernoulli; Categorical; OneHotCategorical | the same | finite sum |
     | DiscretisedNormal, DiscretisedLogistic, DiscretisedLogisticMixture | any of them, same levels | finite sum |
@@ -304,6 +305,12 @@ def _is_positive(q):
 @_register([Gamma, LogNormal], [Beta, Uniform])
 def _outside(q, p):
     return jnp.full((), jnp.inf, q.dtype)
+
+
+@_register([ContinuousBernoulli], [ContinuousBernoulli])
+def _continuous_bernoulli(q, p):
+    cost = p.log_normaliser() - q.log_normaliser() - (p.logits - q.logits) * (q.mean() - 0.5)
+    return cost.sum()
 
 
 @_register([Dirichlet], [Dirichlet])
