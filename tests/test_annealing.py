@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 from oracles import holds_only_for, z_threshold
 from scipy import stats
 
-from vbjax import annealing, bounds, exact
+from vbjax import annealing, bounds
 from vbjax.annealing import Annealing, Point, hamiltonian_transition, linear_betas, log_weights, reverse_log_weights
 from vbjax.distributions import Bernoulli, Hierarchy, Joint, Normal
 
@@ -121,12 +121,13 @@ def test_a_weight_taken_after_its_move_is_rejected():
 
 def test_one_step_is_importance_sampling():
     key = jax.random.key(3)
-    z = PRIOR.sample(jax.random.split(key)[0], (5,))
+    z = PRIOR.sample(jax.random.split(key, 3)[1], (5,))
     expected = jax.vmap(log_joint)(z) - jax.vmap(PRIOR.log_prob)(z)
-    weights = log_weights(jax.random.clone(key), log_joint, PRIOR, plan(1), chains=5)
+    weights = jax.jit(lambda key: log_weights(key, log_joint, PRIOR, plan(1), chains=5))(jax.random.clone(key))
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_bracket_closes_on_the_evidence_as_the_steps_grow():
     """Sixteen times the steps: chains that keep up perfectly would lose 16 times less (Neal 2001, section 4)."""
 
@@ -139,16 +140,16 @@ def test_the_bracket_closes_on_the_evidence_as_the_steps_grow():
 
 
 def test_events_may_be_tuples_and_depend_on_each_other():
+    """p(z1) = N(0, 1), p(z2|z1) = N(tanh 2 z1, 1/4), p(x|z) = N(z1 + z2², 0.49), integrated on a grid."""
     top = Normal(np.zeros(1), np.ones(1))
     prior = Hierarchy(top, Partial(lambda z1: Normal(jnp.tanh(2 * z1), 0.5 * jnp.ones(1))))
 
-    def log_likelihood(z):
-        return Normal(z[0] + z[1] ** 2, 0.7 * jnp.ones(1)).log_prob(jnp.asarray([1.9]))
-
     def joint(z):
-        return log_likelihood(z) + prior.log_prob(z)
+        return Normal(z[0] + z[1] ** 2, 0.7 * jnp.ones(1)).log_prob(jnp.asarray([1.9])) + prior.log_prob(z)
 
-    evidence = np.log(exact.expectation(prior, lambda z: jnp.exp(log_likelihood(z))).value)
+    z1, z2 = np.meshgrid(*[np.linspace(-8, 8, 1601)] * 2)
+    density = stats.norm.pdf(z1) * stats.norm(np.tanh(2 * z1), 0.5).pdf(z2) * stats.norm(z1 + z2**2, 0.7).pdf(1.9)
+    evidence = np.log(density.sum() * 0.01**2)
     walks = many(lambda key: log_weights(key, joint, prior, plan(4, 0.3), chains=1))
     holds_only_for(unbiased, walks - evidence, walks - evidence - 0.15)
 
@@ -216,8 +217,8 @@ def test_betas_run_from_zero_to_one_and_the_sigmoid_is_dense_at_both_ends():
         (lambda: tune(betas=jnp.asarray([0.0, 0.5, 0.5, 1.0])), "betas must increase from 0"),
         (lambda: tune(leapfrog_steps=0), "leapfrog_steps and chains must be at least 1"),
         (lambda: tune(acceptance=1), r"acceptance must lie in \(0, 1\)"),
-        (lambda: tune(initial=Bernoulli(jnp.zeros(2))), "Bernoulli is discrete"),
-        (lambda: tune(initial=Joint((PRIOR, Bernoulli(jnp.zeros(2))))), "Joint is discrete"),
+        (lambda: tune(initial=Bernoulli(jnp.zeros(2))), "Bernoulli is not reparameterised"),
+        (lambda: tune(initial=Joint((PRIOR, Bernoulli(jnp.zeros(2))))), "Joint is not reparameterised"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, message):

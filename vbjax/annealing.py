@@ -103,9 +103,9 @@ def tune(
         raise ValueError(f"leapfrog_steps and chains must be at least 1, got {leapfrog_steps} and {chains}")
     if not (0 < acceptance < 1 and gain > 0 and first > 0):
         raise ValueError(f"acceptance must lie in (0, 1), gain and first above 0, got {acceptance}, {gain} and {first}")
-    key_draws, key_moves = jax.random.split(key)
+    key_scale, key_draws, key_moves = jax.random.split(key, 3)
     z = initial.sample(key_draws, (chains,))
-    at, scale = _path(log_joint, initial, jax.tree.map(lambda z: z[0], z))
+    at, scale = _path(log_joint, initial, jax.tree.map(lambda z: z[0], z)), _scale(key_scale, initial)
 
     def step(carry, inputs):
         points, log_step = carry
@@ -133,10 +133,10 @@ def log_weights(
     """
     check_betas(annealing.betas)
     check_continuous(initial)
-    key_draws, key_walks = jax.random.split(key)
-    z = initial.sample(key_draws, (chains,))
+    key_scale, key_draws, key_walks = jax.random.split(key, 3)
+    z, scale = initial.sample(key_draws, (chains,)), _scale(key_scale, initial)
     keys = jax.random.split(key_walks, chains)
-    return jax.vmap(lambda key, z: _walk(key, log_joint, initial, annealing, z))(keys, z)
+    return jax.vmap(lambda key, z: _walk(key, log_joint, initial, annealing, scale, z))(keys, z)
 
 
 def reverse_log_weights(
@@ -150,17 +150,25 @@ def reverse_log_weights(
     check_betas(annealing.betas)
     check_continuous(initial)
     down = annealing._replace(betas=annealing.betas[::-1], step_sizes=annealing.step_sizes[::-1])
-    keys = jax.random.split(key, chains)
-    return -jax.vmap(lambda key: _walk(key, log_joint, initial, down, z))(keys)
+    key_scale, key_walks = jax.random.split(key)
+    scale, keys = _scale(key_scale, initial), jax.random.split(key_walks, chains)
+    return -jax.vmap(lambda key: _walk(key, log_joint, initial, down, scale, z))(keys)
 
 
-def _walk(key: PRNGKey, log_joint: LogDensity, initial: Distribution, annealing: Annealing, z: Event) -> Scalar:
-    """One chain along the betas, in whichever direction they go: Σ (β_t+1 - β_t) log w(z_t), z_t left invariant at β_t.
+def _walk(
+    key: PRNGKey,
+    log_joint: LogDensity,
+    initial: Distribution,
+    annealing: Annealing,
+    scale: Float[Array, " d"],
+    z: Event,
+) -> Scalar:
+    """One chain along the betas, in whichever direction they go: Σ_t (β_t+1 - β_t) log w(z_t), z_t moved at β_t.
 
     The weight of a step is taken *before* the move that it pays for.
     """
     betas, step_sizes, leapfrog_steps = annealing
-    at, scale = _path(log_joint, initial, z)
+    at = _path(log_joint, initial, z)
 
     def step(carry, inputs):
         point, total = carry
@@ -206,31 +214,33 @@ def hamiltonian_transition(
     return chosen, jnp.exp(jnp.minimum(change, 0))
 
 
-def _path(
-    log_joint: LogDensity, initial: Distribution, z: Event
-) -> tuple[Callable[[Float[Array, " d"]], Point], Float[Array, " d"]]:
-    """Flat z -> `Point`, and the standard deviations of the initial law in the same order (ones if it has none)."""
-    flat, unravel = ravel_pytree(z)
+def _path(log_joint: LogDensity, initial: Distribution, z: Event) -> Callable[[Float[Array, " d"]], Point]:
+    """Flat z -> `Point`, for events like z."""
+    _, unravel = ravel_pytree(z)
 
     def at(z: Float[Array, " d"]) -> Point:
         log_initial, slope_initial = jax.value_and_grad(lambda z: initial.log_prob(unravel(z)))(z)
         log_joint_z, slope_joint = jax.value_and_grad(lambda z: log_joint(unravel(z)))(z)
         return Point(z, log_initial, log_joint_z, slope_initial, slope_joint)
 
+    return at
+
+
+def _scale(key: PRNGKey, initial: Distribution) -> Float[Array, " d"]:
+    """Standard deviations of the initial law, flat: known, or from draws that no chain uses (they only pace it)."""
     try:
-        scale = jnp.sqrt(ravel_pytree(initial.variance())[0])
+        variance = initial.variance()
     except NotAvailable:
-        scale = jnp.ones_like(flat)
-    return at, scale
+        variance = jax.tree.map(lambda z: z.var(0, ddof=1), initial.sample(key, (256,)))
+    return jnp.sqrt(ravel_pytree(variance)[0])
 
 
 def check_continuous(law: Distribution) -> None:
-    """Raise ValueError for a law whose events have no gradient."""
-    parts = getattr(law, "laws", (law,))
-    if any(part.capabilities.discrete for part in parts):
+    """Raise ValueError for a law that is discrete, in whole or in part: its events have no gradient."""
+    if not law.capabilities.reparameterised:
         raise ValueError(
-            f"annealing moves along gradients, but {type(law).__name__} is discrete; "
-            "enumerate it (exact.expectation) or use evaluation.importance_weighted_nll"
+            f"annealing moves along gradients in z, but {type(law).__name__} is not reparameterised; enumerate a "
+            "discrete z (exact.expectation) or use evaluation.importance_weighted_nll"
         )
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from vbjax import annealing, bounds
 from vbjax.annealing import Annealing, Betas
 from vbjax.types import Estimate, LogDensity, PRNGKey
-from vbjax.vae import VAE, elbo, log_weights
+from vbjax.vae import VAE, code, elbo, log_weights
 
 ACTIVE_VARIANCE = 0.01
 """A latent coordinate is active if its posterior mean varies more than this over the data (Burda et al. 2016)."""
@@ -79,7 +79,7 @@ def over_examples(values: Float[Array, " n"]) -> Estimate:
 
 
 def elbo_report(key: PRNGKey, vae: VAE, images: Array, *, batch_size: int = 256) -> ELBOReport:
-    """The ELBO's terms on held-out images `(n, *event)`, one draw of z each, the KL exact."""
+    """The ELBO's terms on held-out images `(n, *event)`, one draw of z each, the KL exact where `vae.elbo`'s is."""
 
     def terms(example):
         key, x = example
@@ -242,8 +242,8 @@ def _log_joint(vae: VAE, x: Array) -> LogDensity:
 
 
 def posterior_means(vae: VAE, images: Array, *, batch_size: int = 256) -> Float[Array, "n dim"]:
-    """E[z|x] under the encoder for images `(n, *event)`."""
-    return jax.lax.map(lambda x: vae.encode(x).mean(), images, batch_size=batch_size)
+    """E[z|x] under the encoder for images `(n, *event)`; for a flow, what stands for it (`vae.code`)."""
+    return jax.lax.map(lambda x: code(vae, x), images, batch_size=batch_size)
 
 
 def active_units(codes: Float[Array, "n dim"]) -> int:
