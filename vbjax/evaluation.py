@@ -159,7 +159,8 @@ def annealed_evidence(
     A lower bound in expectation. plan: from `tune_annealing`. Each image costs chains × betas × leapfrog_steps
     gradients of the decoder in z; memory grows with chains × chunk, and no chunk changes a number. on_chunk: is
     called after every chunk with a row that `progress.Progress(n, unit="images").update` shows. Not to be jitted: it
-    compiles its own loop. Raises ValueError below two chains, and as `annealing.log_weights`.
+    compiles its own loop. Chains from another law: `vae._replace(encode=lambda x: vae.prior)`, with a plan tuned for it.
+    Raises ValueError below two chains, and as `annealing.log_weights`.
     """
     annealing.check_betas(plan.betas)
     if chains < 2 or chunk < 1:
@@ -225,12 +226,11 @@ def bidirectional_bounds(
         raise ValueError(f"count must be at least 2 for a standard error, got {count}")
 
     def one(key: PRNGKey):
-        key_z, key_x, key_up, key_down = jax.random.split(key, 4)
+        key_z, key_x, key_walks = jax.random.split(key, 3)
         z = vae.prior.sample(key_z)
         x = vae.decode(z).sample(key_x).astype(vae.prior.dtype)
         log_joint, q = _log_joint(vae, x), vae.encode(x)
-        up = annealing.log_weights(key_up, log_joint, q, plan, chains=chains)
-        down = annealing.reverse_log_weights(key_down, log_joint, q, plan, z, chains=chains)
+        up, down = annealing.both_ways(key_walks, log_joint, q, plan, z, chains=chains)
         return bounds.iwae(up), -bounds.iwae(-down)
 
     lower, upper = jax.lax.map(one, jax.random.split(key, count), batch_size=batch_size)

@@ -12,12 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vbjax import bounds
-from vbjax.distributions import Distribution
-from vbjax.types import PRNGKey
+from vbjax.distributions import Distribution, Hierarchy, Normal, flows
+from vbjax.divergences import kl_divergence
+from vbjax.hierarchical import kl_at, level_kls
+from vbjax.objectives import GroupedELBO
+from vbjax.types import Event, PRNGKey
 
 
 class VAE(NamedTuple):
-    """prior: p(z). encode: x -> q(z|x). decode: z -> p(x|z). One example at a time."""
+    """prior: p(z). encode: x -> q(z|x). decode: z -> p(x|z). One example at a time; z is a tuple for a hierarchy."""
 
     prior: Distribution
     encode: Callable[[Array], Distribution]
@@ -27,11 +30,27 @@ class VAE(NamedTuple):
 def elbo(key: PRNGKey, vae: VAE, x: Array) -> bounds.ELBO:
     """A one-draw pathwise estimate of the ELBO of x by its terms, in nats.
 
-    The KL is exact, the reconstruction is one draw (Kingma & Welling 2014, eq. 7).
+    The reconstruction is one draw. The KL is exact where it has a closed form; for other posteriors and priors it is
+    log q(z|x) - log p(z) at the same draw, unbiased, and may be negative. Source: Kingma & Welling (2014), eqs. 6, 7.
+    """
+    terms = grouped_elbo(key, vae, x)
+    return bounds.ELBO(terms.reconstruction, terms.kl)
+
+
+def grouped_elbo(key: PRNGKey, vae: VAE, x: Array) -> GroupedELBO:
+    """`elbo` with its KL split: level by level for a hierarchy, by coordinate where posterior and prior are `Normal`.
+
+    Any other KL is one group.
     """
     q = vae.encode(x)
     z = q.transport(q.noise().sample(key))
-    return bounds.elbo(lambda z: vae.decode(z).log_prob(x), q, vae.prior, z)
+    if isinstance(q, Hierarchy):
+        kls = level_kls(q, vae.prior, z)
+    elif isinstance(q, Normal) and isinstance(vae.prior, Normal) and q.event_shape:
+        kls = jax.vmap(kl_divergence)(q, vae.prior)
+    else:
+        kls = kl_at(q, vae.prior, z)[None]
+    return GroupedELBO(vae.decode(z).log_prob(x), kls)
 
 
 def log_weights(key: PRNGKey, vae: VAE, x: Array, *, samples: int) -> Float[Array, " k"]:
@@ -47,9 +66,21 @@ def log_weights(key: PRNGKey, vae: VAE, x: Array, *, samples: int) -> Float[Arra
     return jax.vmap(bounds.LogWeight(lambda z: vae.decode(z).log_prob(x), vae.prior, q))(z)
 
 
+def code(vae: VAE, x: Array) -> Event:
+    """The point that stands for q(z|x): its mean; for a flow the image of its base's mean; level by level downwards."""
+    return _centre(vae.encode(x))
+
+
+def _centre(law: Distribution) -> Event:
+    if isinstance(law, Hierarchy):
+        above = _centre(law.first)
+        return above, _centre(law.then(above))
+    return flows.centre(law)
+
+
 def reconstruct(vae: VAE, x: Array) -> Array:
-    """The decoder's mean at the encoder's mean."""
-    return vae.decode(vae.encode(x).mean()).mean()
+    """The decoder's mean at the code of x."""
+    return vae.decode(code(vae, x)).mean()
 
 
 def generate(key: PRNGKey, vae: VAE) -> tuple[Array, Array]:
@@ -64,10 +95,10 @@ def generate(key: PRNGKey, vae: VAE) -> tuple[Array, Array]:
 
 def latent_traversal(vae: VAE, x: Array, *, reach: float = 2.5, steps: int = 9) -> Float[Array, "dim steps *pixels"]:
     """Decoded means while one latent coordinate at a time goes from -reach to reach, the others at x's code."""
-    code = vae.encode(x).mean()
+    centre = code(vae, x)
     values = jnp.linspace(-reach, reach, steps)
 
     def decoded(coordinate, value):
-        return vae.decode(code.at[coordinate].set(value)).mean()
+        return vae.decode(centre.at[coordinate].set(value)).mean()
 
-    return jax.vmap(jax.vmap(decoded, (None, 0)), (0, None))(jnp.arange(code.shape[0]), values)
+    return jax.vmap(jax.vmap(decoded, (None, 0)), (0, None))(jnp.arange(centre.shape[0]), values)

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from vbjax.distributions import CouplingFlow, MultivariateNormal, Normal
 from vbjax.networks.flows import CouplingNetworks
 from vbjax.networks.heads import positive
-from vbjax.networks.mlp import MLP, GaussianEncoder
+from vbjax.networks.mlp import GaussianEncoder
 from vbjax.types import PRNGKey
 
 SCALE_FLOOR = 1e-4
@@ -22,7 +22,7 @@ SCALE_FLOOR = 1e-4
 class FullGaussianEncoder(nn.Module):
     """x -> N(loc, L Lᵀ), L = diag(scale) (I + strictly lower triangle)."""
 
-    body: MLP
+    body: nn.Module
     latent_dim: int
 
     @nn.compact
@@ -38,7 +38,7 @@ class FullGaussianEncoder(nn.Module):
 class FlowEncoder(nn.Module):
     """x -> a coupling flow of N(loc, diag(scale²)) whose layers read the features of x as well."""
 
-    body: MLP
+    body: nn.Module
     latent_dim: int
     layers: int = 4
     hidden: int = 64
@@ -52,7 +52,7 @@ class FlowEncoder(nn.Module):
         return flow.law(params, Normal(loc, positive(raw_scale, floor=SCALE_FLOOR)), h)
 
 
-ENCODERS: dict[str, Callable[[MLP, int], nn.Module]] = {
+ENCODERS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
     "diagonal": GaussianEncoder,
     "full": FullGaussianEncoder,
     "flow": FlowEncoder,

@@ -24,8 +24,10 @@ from vbjax.distributions import (
     DiscretisedNormal,
     Normal,
 )
+from vbjax.networks.convolutional import PixelParameters
 
-Features = Float[Array, " h"]
+Features = Float[Array, " h"] | Float[Array, "h w c"]
+"""Of a perceptron, or a map that a transposed convolution takes to the image (`convolutional.PixelParameters`)."""
 
 
 class BernoulliHead(nn.Module):
@@ -46,7 +48,7 @@ class CategoricalHead(nn.Module):
 
     @nn.compact
     def __call__(self, h: Features) -> Categorical:
-        return Categorical(_dense(h, (*self.shape, self.levels)))
+        return Categorical(_dense(h, self.shape, after=(self.levels,)))
 
 
 class DiscretisedNormalHead(nn.Module):
@@ -57,7 +59,7 @@ class DiscretisedNormalHead(nn.Module):
 
     @nn.compact
     def __call__(self, h: Features) -> DiscretisedNormal:
-        loc, raw_scale = _dense(h, (2, *self.shape))
+        loc, raw_scale = _dense(h, self.shape, before=(2,))
         return DiscretisedNormal(loc, _scale(raw_scale, self.levels), self.levels)
 
 
@@ -69,7 +71,7 @@ class DiscretisedLogisticHead(nn.Module):
 
     @nn.compact
     def __call__(self, h: Features) -> DiscretisedLogistic:
-        loc, raw_scale = _dense(h, (2, *self.shape))
+        loc, raw_scale = _dense(h, self.shape, before=(2,))
         return DiscretisedLogistic(loc, _scale(raw_scale, self.levels), self.levels)
 
 
@@ -82,7 +84,7 @@ class DiscretisedLogisticMixtureHead(nn.Module):
 
     @nn.compact
     def __call__(self, h: Features) -> DiscretisedLogisticMixture:
-        logits, loc, raw_scale = _dense(h, (3, *self.shape, self.components))
+        logits, loc, raw_scale = _dense(h, self.shape, before=(3,), after=(self.components,))
         spread = jnp.linspace(-1.0, 1.0, self.components) if self.components > 1 else jnp.zeros(1)
         loc = loc + jnp.broadcast_to(spread, loc.shape)  # components start at different grey levels
         return DiscretisedLogisticMixture(logits, loc, _scale(raw_scale, self.levels), self.levels)
@@ -133,7 +135,7 @@ class PredictedNormalHead(nn.Module):
 
     @nn.compact
     def __call__(self, h: Features) -> Normal:
-        loc, raw_scale = _dense(h, (2, *self.shape))
+        loc, raw_scale = _dense(h, self.shape, before=(2,))
         return Normal(loc, positive(raw_scale + START, floor=self.floor))
 
 
@@ -175,7 +177,11 @@ def positive(raw: Array, *, floor: int | float) -> Array:
     return jax.nn.softplus(raw) + floor
 
 
-def _dense(h: Features, shape: tuple[int, ...]) -> Array:
+def _dense(h: Features, pixels: tuple[int, ...], before: tuple[int, ...] = (), after: tuple[int, ...] = ()) -> Array:
+    """Numbers for every pixel, `(*before, *pixels, *after)`."""
+    if h.ndim == 3:
+        return PixelParameters(pixels, before, after, name="parameters")(h)
+    shape = (*before, *pixels, *after)
     return nn.Dense(math.prod(shape), name="parameters")(h).reshape(shape)
 
 

@@ -37,10 +37,20 @@ class MLP(nn.Module):
         return x
 
 
-class GaussianEncoder(nn.Module):
-    """x -> N(loc, diag(scale²)) on the latent space."""
+def check_mlp(hidden: Sequence[int], activation: str, dropout: float) -> None:
+    """Raise ValueError, naming the argument, for what cannot be an `MLP` of at least one layer."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
+    if not hidden or min(hidden) < 1:
+        raise ValueError(f"hidden must be one or more widths of at least 1, got {tuple(hidden)}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
 
-    body: MLP
+
+class GaussianEncoder(nn.Module):
+    """x -> N(loc, diag(scale²)) on the latent space; body: called as `(x, key)`."""
+
+    body: nn.Module
     latent_dim: int
 
     @nn.compact
@@ -53,7 +63,7 @@ class GaussianEncoder(nn.Module):
 class Decoder(nn.Module):
     """z -> p(x|z): a body and a likelihood head (`networks.heads`)."""
 
-    body: MLP
+    body: nn.Module
     head: nn.Module
 
     def __call__(self, z: Float[Array, " dim"], key: PRNGKey | None = None):
