@@ -27,8 +27,8 @@ Pair = tuple[int, int]
 Padding = Literal["SAME", "VALID"] | tuple[Pair, Pair]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_PIECES = 8
-"""Into how many pieces the batch of a kernel's gradient is split on CPU: each then stays in cache."""
+_PIECE, _PIECES = 16, 32
+"""How many examples the kernel's gradient takes at once on CPU, to stay in cache; and at most how many times."""
 
 
 class Geometry(NamedTuple):
@@ -238,7 +238,7 @@ def _phase(geometry: Geometry, axis: int, rest: int) -> tuple[list[int], int]:
 
 def _cpu_kernel_gradient(x: Array, y: Array, *, geometry: Geometry) -> Array:
     """A convolution whose channels are the examples: the images, slid over by the cotangents."""
-    size = -(-x.shape[0] // _PIECES)
+    size = max(_PIECE, -(-x.shape[0] // _PIECES))
 
     def piece(begin):
         images = jnp.transpose(x[begin : begin + size], (3, 1, 2, 0))

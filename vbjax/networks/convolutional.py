@@ -1,7 +1,7 @@
 """Convolutional bodies for the encoder and decoder of a VAE, in the place of `mlp.MLP`.
 
-Every stage of the encoder shrinks the image by `strides`, rounding up; the decoder's stages go back through the same
-sizes, odd ones too, and `PixelParameters` does the last of them, so that no hidden map has the image's own size.
+Every stage of the encoder shrinks the image by `strides`, rounding up. The decoder goes back through the same sizes,
+odd ones too, and `PixelParameters` takes its last map to the image.
 """
 
 import math
@@ -35,7 +35,7 @@ class ConvEncoderBody(nn.Module):
     dropout: float = 0.0
 
     def __post_init__(self):
-        _check(self)
+        _check(self, len(self.features))
         super().__post_init__()
 
     @nn.compact
@@ -49,14 +49,17 @@ class ConvEncoderBody(nn.Module):
 
 
 class ConvDecoderBody(nn.Module):
-    """Features -> a map of features, one stage smaller than the image: an MLP, then `ConvTranspose -> ...` stages.
+    """Features -> a map of features: an MLP, whose last layer is the smallest map, then `ConvTranspose -> ...` stages.
 
-    The arguments are those of the encoder that it mirrors, in the decoder's order: features and hidden from the code
-    outwards. Raises ValueError, naming the argument.
+    The arguments are those of the encoder that it mirrors, in the decoder's order: features, of every map, and hidden
+    from the code outwards. stages: how often the encoder shrinks the image. As many features mirror it, and leave the
+    last stage to `PixelParameters`; one more also makes a map of the image's own size, at a higher cost. Raises
+    ValueError, naming the argument.
     """
 
     image_shape: tuple[int, ...]
     features: Sequence[int] = (64, 32)
+    stages: int = 2
     hidden: Sequence[int] = (256,)
     kernel_size: int = 4
     strides: int = 2
@@ -65,14 +68,16 @@ class ConvDecoderBody(nn.Module):
     dropout: float = 0.0
 
     def __post_init__(self):
-        _check(self)
+        if self.stages < 1 or len(self.features) - self.stages not in (0, 1):
+            raise ValueError(f"features must be as many as stages or one more, got {self.features} and {self.stages}")
+        _check(self, self.stages)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, z: Float[Array, " d"], key: PRNGKey | None = None) -> Float[Array, "h w features"]:
         """key: draws the dropout masks; None switches dropout off."""
         keys = _keys(key, len(self.features) + 1)
-        first, *sizes = _sizes(self)[:0:-1]
+        first, *sizes = _sizes(self, self.stages)[::-1]
         shape = (*first, self.features[0])
         h = MLP((*self.hidden, math.prod(shape)), self.activation, self.dropout)(z, keys[-1]).reshape(shape)
         for channels, size, layer_key in zip(self.features[1:], sizes, keys, strict=False):
@@ -85,8 +90,8 @@ class PixelParameters(nn.Module):
     """Features -> numbers for every pixel, `(*before, *image_shape, *after)`, by one linear layer.
 
     A vector of features goes through a dense layer. A map of features, of which each pixel stands for a square of the
-    image, goes through a transposed convolution, whose kernel overlaps by half. Raises ValueError where the map does
-    not fit the image.
+    image, goes through a transposed convolution, whose kernels overlap by half; one of the image's own size through a
+    3x3 one. Raises ValueError where the map does not fit the image.
     """
 
     image_shape: tuple[int, ...]
@@ -99,17 +104,18 @@ class PixelParameters(nn.Module):
             shape = (*self.before, *self.image_shape, *self.after)
             return nn.Dense(math.prod(shape), name="parameters")(h).reshape(shape)
         size = (self.image_shape[0], self.image_shape[1])
-        scale = -(-size[0] // h.shape[0])
-        if h.ndim != 3 or tuple(-(-n // scale) for n in size) != h.shape[:2]:
+        fits = (s for s in range(1, max(size) + 1) if tuple(-(-n // s) for n in size) == h.shape[:2])
+        scale = next(fits, None)
+        if h.ndim != 3 or scale is None:
             raise ValueError(f"features {h.shape} are no map of an image {self.image_shape}")
         channels = (*self.before, *self.image_shape[2:], *self.after)
-        kernel_size = 2 * scale if scale > 1 else 1
+        kernel_size = max(2 * scale, 3)
         layer = ConvTranspose(math.prod(channels), kernel_size, scale, output_size=size, name="parameters")
         first = tuple(range(2, 2 + len(self.before)))
         return jnp.moveaxis(layer(h).reshape(*size, *channels), first, tuple(range(len(first))))
 
 
-def _check(body: ConvEncoderBody | ConvDecoderBody) -> None:
+def _check(body: ConvEncoderBody | ConvDecoderBody, stages: int) -> None:
     if len(body.image_shape) not in (2, 3) or min(body.image_shape) < 1:
         raise ValueError(f"image_shape must be (h, w) or (h, w, channels), got {body.image_shape}")
     if not body.features or min(body.features) < 1:
@@ -121,9 +127,9 @@ def _check(body: ConvEncoderBody | ConvDecoderBody) -> None:
             f"kernel_size must be at least strides, which is at least 1, lest pixels be skipped; got "
             f"{body.kernel_size} and {body.strides}"
         )
-    if body.strides > 1 and max(_sizes(body)[-2]) == 1:
+    if body.strides > 1 and max(_sizes(body, stages)[-2]) == 1:
         size = "x".join(map(str, body.image_shape[:2]))
-        raise ValueError(f"features has {len(body.features)} stages, but a {size} image is down to one pixel before")
+        raise ValueError(f"features make {stages} stages, but a {size} image is down to one pixel before the last")
     if body.activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {body.activation!r}")
     if body.groups is not None and (body.groups < 1 or any(channels % body.groups for channels in body.features)):
@@ -132,10 +138,10 @@ def _check(body: ConvEncoderBody | ConvDecoderBody) -> None:
         raise ValueError(f"dropout must lie in [0, 1), got {body.dropout}")
 
 
-def _sizes(body: ConvEncoderBody | ConvDecoderBody) -> list[Pair]:
+def _sizes(body: ConvEncoderBody | ConvDecoderBody, stages: int) -> list[Pair]:
     """Return the sizes of the maps, from the image inwards."""
     sizes = [(body.image_shape[0], body.image_shape[1])]
-    for _ in body.features:
+    for _ in range(stages):
         height, width = sizes[-1]
         sizes.append((-(-height // body.strides), -(-width // body.strides)))
     return sizes
