@@ -159,8 +159,8 @@ def annealed_evidence(
     A lower bound in expectation. plan: from `tune_annealing`. Each image costs chains × betas × leapfrog_steps
     gradients of the decoder in z; memory grows with chains × chunk, and no chunk changes a number. on_chunk: is
     called after every chunk with a row that `progress.Progress(n, unit="images").update` shows. Not to be jitted: it
-    compiles its own loop. Chains from another law: `vae._replace(encode=lambda x: vae.prior)`, with a plan tuned for it.
-    Raises ValueError below two chains, and as `annealing.log_weights`.
+    compiles its own loop. To start elsewhere, tune and call with `vae._replace(encode=lambda x: vae.prior)`. Raises
+    ValueError below two chains, and as `annealing.log_weights`.
     """
     annealing.check_betas(plan.betas)
     if chains < 2 or chunk < 1:
