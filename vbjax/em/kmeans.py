@@ -75,16 +75,15 @@ def plus_plus(key: PRNGKey, data: Float[Array, "n d"], clusters: int) -> Centres
 
     Where fewer data are distinct than centres are wanted, the rest repeat.
     """
-    key_first, *keys = jax.random.split(key, clusters)
+    key_first, key_others = jax.random.split(key)
     first = data[jax.random.randint(key_first, (), 0, data.shape[0])]
 
     def draw(distance, key):
         chosen = data[jax.random.categorical(key, jnp.log(distance))]
         return jnp.minimum(distance, jnp.sum((data - chosen[None]) ** 2, 1)), chosen
 
-    if not keys:
-        return first[None]
-    _, others = jax.lax.scan(draw, jnp.sum((data - first[None]) ** 2, 1), jnp.stack(keys))
+    keys = jax.random.split(key_others, clusters - 1)
+    _, others = jax.lax.scan(draw, jnp.sum((data - first[None]) ** 2, 1), keys)
     return jnp.concatenate([first[None], others])
 
 
