@@ -102,16 +102,18 @@ class Experiment(NamedTuple):
     begin: float
 
     @classmethod
-    def open(cls, name: str, config: Any, run: Run, state: training.TrainState, *, begin: float) -> "Experiment":
+    def open(
+        cls, name: str, config: Any, run: Run, state: training.TrainState | None = None, *, begin: float
+    ) -> "Experiment":
         """Open the run folder; raises `runs.RunError`, naming the way out, for whatever would mix two runs or fill
-        the disk. state: of the first step, for its size; begin: of `preparing`.
+        the disk. state: of the first step, for the size of its checkpoints; begin: of `preparing`.
         """
         folder = runs.RunFolder.open(
             run.out or Path("runs") / name,
             config,
             resume=run.resume,
             overwrite=run.overwrite,
-            expected_bytes=checkpoints.expected_bytes(state, keep_last=2),
+            expected_bytes=0 if state is None else checkpoints.expected_bytes(state, keep_last=2),
         )
         return cls(name, config, run, folder, cards.provenance(), begin)
 

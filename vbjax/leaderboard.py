@@ -1,0 +1,194 @@
+"""Held-out likelihoods of many models on the same integers: one `Entry` each, with log P(x) of every test image.
+
+`counted`, `by_em` and `by_gradient` make entries, `together` mixes some of them; `reports.leaderboard` shows them.
+Images are integers `(n, *shape)` below `levels`. Every entry is exact or a lower bound in expectation, so that a lower
+number of bits is never an artefact of the measure, and models may be compared image by image.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from vbjax import datasets, em, evaluation, training
+from vbjax.annealing import sigmoidal_betas
+from vbjax.dequantisation import dequantise, dequantised_log_prob
+from vbjax.distributions import Normal
+from vbjax.evaluation import Evidence, Likelihood
+from vbjax.types import Estimate, LogDensity, Params, PRNGKey
+
+_COUNT_SMOOTHING = 0.1
+_LEAPFROG_STEPS = 4
+_DEQUANTISED_COPIES = 4
+"""Copies of the training data, each with noise of its own, that a density is fitted to."""
+
+
+class Entry(NamedTuple):
+    """A model and what it is worth. measured: how, such as "exact"; parameters: how many; seconds: fit and measure."""
+
+    name: str
+    measured: str
+    evidence: Evidence
+    dimensions: int
+    parameters: int
+    seconds: float
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Mean over the test images, with its standard error."""
+        return self.evidence.likelihood(self.dimensions)
+
+    def behind(self, other: "Entry") -> Estimate:
+        """How many bits per dimension more than another model it needs, paired image by image."""
+        difference = Evidence(self.evidence.nats - other.evidence.nats, jnp.zeros_like(self.evidence.variance))
+        return difference.likelihood(self.dimensions).bits_per_dim
+
+
+def counted(data: datasets.Dataset) -> Entry:
+    """Independent pixels: the frequency of every level of every pixel, smoothed by a tenth of a count."""
+    begin = time.perf_counter()
+    train, test = np.asarray(data.train_images), np.asarray(data.test_images)
+    counts = np.stack([(train == level).sum(0) for level in range(data.levels)], -1) + _COUNT_SMOOTHING
+    probs = counts / counts.sum(-1, keepdims=True)
+    chosen = np.take_along_axis(probs[None], test[..., None].astype(int), -1)
+    nats = np.log(chosen).reshape(len(test), -1).sum(1)
+    parameters = counts[..., 1:].size
+    return _entry("independent pixels, counted", "exact", _certain(nats), data, parameters, begin)
+
+
+def by_em(
+    key: PRNGKey, name: str, family: em.Family, data: datasets.Dataset, *, of_integers: bool, samples: int = 64
+) -> Entry:
+    """A model fitted by EM, the better of two starts.
+
+    of_integers: whether the family models the integers themselves; other densities are fitted to dequantised pixels,
+    and then integrated over each pixel's cell where the pixels are independent given the component, which is exact, or
+    bounded by the importance-weighted mean of `samples` draws of the noise.
+    """
+    begin = time.perf_counter()
+    key_fit, key_noise, key_bound = jax.random.split(key, 3)
+    train, test = (jnp.asarray(part).reshape(len(part), -1) for part in (data.train_images, data.test_images))
+    if not of_integers:
+        train = dequantise(key_noise, jnp.tile(train, (_DEQUANTISED_COPIES, 1)))
+    model: Any = em.fit(key_fit, family, np.asarray(train), restarts=2, tolerance=1e-4).model
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model))
+    law = em.discretised(model, data.levels) if isinstance(getattr(model, "components", None), Normal) else model
+    if of_integers or law is not model:
+        measured, evidence = "exact", _certain(_over(law.log_prob, test.astype(jnp.int32)))
+    else:
+        measured, evidence = f"dequantised, {samples} draws", _dequantised(key_bound, law.log_prob, test, samples)
+    return _entry(name, measured, evidence, data, parameters, begin)
+
+
+def by_gradient(
+    key: PRNGKey,
+    name: str,
+    networks: Any,
+    data: datasets.Dataset,
+    *,
+    training_samples: int,
+    steps: int,
+    samples: int,
+    annealing_steps: int = 0,
+    on_chunk: Callable[[training.TrainState, training.Row], None] | None = None,
+) -> Entry:
+    """A VAE trained on the IWAE bound (the ELBO for one training sample), measured by IWAE with K = samples, or by
+    annealed importance sampling through so many temperatures.
+
+    networks: of `networks.vae` or `networks.hierarchical_vae`.
+    """
+    begin = time.perf_counter()
+    key_train, key_test = jax.random.split(key)
+    state = fit_vae(
+        key_train,
+        networks,
+        jnp.asarray(data.train_images),
+        training_samples=training_samples,
+        steps=steps,
+        on_chunk=on_chunk,
+    )
+    parameters, params = sum(leaf.size for leaf in jax.tree.leaves(state.params)), state.averaged
+    images = jnp.asarray(data.test_images, jnp.float32)
+    if annealing_steps:
+        key_tune, key_chains = jax.random.split(key_test)
+        vae, betas = networks.bind(params), sigmoidal_betas(annealing_steps)
+        plan = evaluation.tune_annealing(key_tune, vae, images[:16], betas, leapfrog_steps=_LEAPFROG_STEPS)
+        evidence = evaluation.annealed_evidence(key_chains, vae, images, plan)
+        return _entry(name, f"AIS, {annealing_steps} steps", evidence, data, parameters, begin)
+
+    @jax.jit
+    def measure(params: Params, images: Array) -> Evidence:
+        # memory: batch_size x samples decodings at once
+        batch_size, vae = max(1, 8000 // samples), networks.bind(params)
+        return evaluation.importance_weighted_evidence(key_test, vae, images, samples=samples, batch_size=batch_size)
+
+    return _entry(name, f"IWAE-{samples}", measure(params, images), data, parameters, begin)
+
+
+def fit_vae(
+    key: PRNGKey,
+    networks: Any,
+    images: Array,
+    *,
+    training_samples: int,
+    steps: int,
+    on_chunk: Callable[[training.TrainState, training.Row], None] | None = None,
+) -> training.TrainState:
+    """Adam on batches of 128 with a cosine schedule and averaged parameters: the recipe of the leaderboard's VAEs."""
+    optimizer = training.make_optimizer(learning_rate=1e-3, schedule="cosine", steps=steps, clip_norm=100)
+    key_init, key_data, key_train = jax.random.split(key, 3)
+    state = training.init_state(jax.jit(networks.init)(key_init), optimizer, ema_decay=0.999)
+    return training.fit(
+        key_train,
+        networks.loss(samples=training_samples),
+        datasets.batches(key_data, images, 128),
+        optimizer,
+        state,
+        steps=steps,
+        chunk=50,
+        ema_decay=0.999,
+        on_chunk=on_chunk,
+    )
+
+
+def together(name: str, entries: Sequence[Entry]) -> Entry:
+    """The mixture of some models in equal parts, itself a model: log P(x) = log mean of theirs."""
+    nats = jnp.stack([entry.evidence.nats for entry in entries])
+    shares = jax.nn.softmax(nats, 0)
+    variance = jnp.sum(shares**2 * jnp.stack([entry.evidence.variance for entry in entries]), 0)
+    evidence = Evidence(jax.scipy.special.logsumexp(nats, 0) - jnp.log(len(entries)), variance)
+    return Entry(
+        name,
+        ", ".join(dict.fromkeys(entry.measured for entry in entries)),
+        evidence,
+        entries[0].dimensions,
+        sum(entry.parameters for entry in entries),
+        sum(entry.seconds for entry in entries),
+    )
+
+
+def _entry(name: str, measured: str, evidence: Evidence, data: datasets.Dataset, parameters: int, begin: float):
+    evidence = jax.tree.map(np.asarray, evidence)
+    dimensions = int(np.prod(data.test_images.shape[1:]))
+    return Entry(name, measured, evidence, dimensions, parameters, time.perf_counter() - begin)
+
+
+def _certain(nats: Any) -> Evidence:
+    return Evidence(jnp.asarray(nats, jnp.float32), jnp.zeros(len(nats), jnp.float32))
+
+
+def _over(log_prob: LogDensity, test: Array) -> Array:
+    return jax.jit(lambda test: jax.lax.map(log_prob, test, batch_size=64))(test)
+
+
+def _dequantised(key: PRNGKey, log_prob: LogDensity, test: Array, samples: int) -> Evidence:
+    @jax.jit
+    def measure(keys: Array, test: Array) -> Array:
+        bound = lambda key, x: dequantised_log_prob(key, log_prob, x, samples=samples)  # noqa: E731
+        return jax.lax.map(lambda pair: bound(*pair).importance_weighted, (keys, test), batch_size=64)
+
+    return _certain(measure(jax.random.split(key, len(test)), test))
