@@ -34,8 +34,8 @@ def leaderboard_section(entries: Sequence[Entry], *, title: str, about: str) -> 
         title,
         prose(
             f"{about} Every row scores the same integers. Each number is exact or an upper bound in expectation, so "
-            "that none is low by the way it was measured. In parentheses: the standard error over test images, in the last "
-            "digits; the distance to the best model is paired image by image, so its error is far smaller."
+            "that none is low by the way it was measured. In parentheses: the standard error over test images, in the "
+            "last digits; the distance to the best model is paired image by image, so its error is far smaller."
         ),
         table(header, rows, caption="Held-out likelihood, lower is better", align="lrrrlrr"),
         _picture(ranked),
