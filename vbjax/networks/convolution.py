@@ -5,8 +5,8 @@ primitives below is its derivative in one of them. So each one's derivatives are
 forward and reverse mode, and `vmap` over examples becomes the batch axis before anything is differentiated.
 
 Everywhere but on CPU all three are XLA's own convolution. XLA's CPU compiler is fast at one kind of convolution only:
-NHWC, stride over the output, nothing dilated inwards. Other kinds, which are the stock gradients, cost up to 16 times
-PyTorch's time, and 30 times more inside a loop (jax-ml/jax#12868); on CPU we write both gradients as that one kind.
+NHWC, with an image that is not dilated and a kernel smaller than it. The stock gradients are of other kinds, up to 50
+times slower and slower still inside a loop (jax-ml/jax#12868); on CPU both gradients are written as the fast kind.
 """
 
 from collections.abc import Callable, Sequence
