@@ -5,7 +5,7 @@ primitives below is its derivative in one of them. So each one's derivatives are
 forward and reverse mode, and `vmap` over examples becomes the batch axis before anything is differentiated.
 
 Everywhere but on CPU all three are XLA's own convolution. XLA's CPU compiler is fast at one kind of convolution only:
-NHWC, with an image that is not dilated and a kernel smaller than it. The stock gradients are of other kinds, up to 50
+axes in the order NHWC and HWIO, and an image that is not dilated. The stock gradients are of other kinds, up to 50
 times slower and slower still inside a loop (jax-ml/jax#12868); on CPU both gradients are written as the fast kind.
 """
 
