@@ -3,6 +3,9 @@
 Each function returns a matplotlib figure; `latent_variable_model` returns the standard set by name.
 """
 
+import io
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,14 +37,14 @@ def latent_variable_model(key: PRNGKey, vae: VAE, images: Array, labels: Array) 
 def reconstructions(vae: VAE, images: Array):
     """Test images above their reconstructions, the decoder's mean at the encoder's mean."""
     means = jax.vmap(lambda x: vaes.reconstruct(vae, x))(images)
-    return _sheet([images, means], ["image", "reconstruction"])
+    return sheet([images, means], ["image", "reconstruction"])
 
 
 def samples(key: PRNGKey, vae: VAE, *, count: int):
     """Draws from the prior: the decoder's means above full draws of p(x|z), which carry the pixel noise."""
     drawn, means = jax.vmap(lambda k: vaes.generate(k, vae))(jax.random.split(key, count // 2))
     half = count // 4
-    return _sheet(
+    return sheet(
         [means[:half], means[half:], drawn[:half], drawn[half:]],
         ["mean of p(x|z)", "", "draw of p(x|z)", ""],
     )
@@ -51,7 +54,7 @@ def traversal(vae: VAE, image: Array, codes: Array, *, rows: int = 6):
     """One latent coordinate at a time from -2.5 to 2.5, for the coordinates that vary most over the data."""
     decoded = vaes.latent_traversal(vae, image)
     order = np.argsort(-np.asarray(codes.var(0)))[:rows]
-    return _sheet([decoded[i] for i in order], [f"z[{i}]" for i in order])
+    return sheet([decoded[i] for i in order], [f"z[{i}]" for i in order])
 
 
 def latent_map(codes: Array, labels: Array):
@@ -89,19 +92,50 @@ def latent_grid(vae: VAE, *, side: int = 15):
     return figure
 
 
-def _sheet(rows, names):
-    """Images in rows, each row with its name."""
+def sheet(
+    rows: Sequence[Array],
+    names: Sequence[str],
+    *,
+    header: Sequence[str] = (),
+    framed: Sequence[tuple[int, int]] = (),
+    gap_after: int | None = None,
+    captions: Sequence[Sequence[str]] = (),
+    smooth: bool = False,
+):
+    """Images in rows, each row with its name; all share one grey scale.
+
+    header: names of the columns. framed: (row, column) of images with a frame. gap_after: a column with white space to
+    its right. captions: over each image of each row. smooth: interpolate between the pixels of small images, whose
+    shapes the eye finds better so.
+    """
     columns = max(len(row) for row in rows)
-    figure = _figure(0.62 * columns + 1.3, 0.66 * len(rows) + 0.1)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
+    figure = _figure(0.62 * columns + 1.3, (0.8 if captions else 0.66) * len(rows) + (0.3 if header else 0.1))
+    widths = [1.35 if column == gap_after else 1.0 for column in range(columns)]
+    axes = figure.subplots(len(rows), columns, squeeze=False, width_ratios=widths)
     top = max(float(np.asarray(row).max()) for row in rows)
     for line, row, name in zip(axes, rows, names, strict=True):
         for cell in line:
             cell.set_axis_off()
+            cell.set_anchor("W")
         for cell, image in zip(line, np.asarray(row), strict=False):
-            cell.imshow(_displayable(image, top), cmap="gray_r", vmin=0, vmax=1)
+            between = "bicubic" if smooth and len(image) < 16 else "nearest"
+            cell.imshow(_displayable(image, top), cmap="gray_r", vmin=0, vmax=1, interpolation=between)
         line[0].text(-0.25, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    for line, titles in zip(axes, [header, *[()] * (len(rows) - 1)] if header else captions, strict=False):
+        for cell, title in zip(line, titles, strict=False):
+            cell.set_title(title, fontsize=9 if header else 7, pad=4 if header else 2)
+    for row, column in framed:
+        axes[row, column].set_axis_on()
+        axes[row, column].set(xticks=[], yticks=[])
+        axes[row, column].spines[:].set(color="tab:red", linewidth=1.5)
     return figure
+
+
+def png(figure) -> bytes:
+    """A figure as the bytes of a PNG, for `reports.image`."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
 
 
 def _displayable(image, top=None):
