@@ -12,6 +12,7 @@ test image, in nats), index.html, pictures/leaderboard.png and card.json.
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from vbjax.experiment import Experiment, Run, check_counts, command_line, load_d
 from vbjax.leaderboard import Entry
 from vbjax.networks.hierarchical_vae import hierarchical_vae
 from vbjax.networks.vae import mlp_vae
+from vbjax.recipe import count_parameters, fit_vae
 from vbjax.reports import page
 from vbjax.reports.leaderboard import drawing, leaderboard_section, ranking, text_table
 
@@ -112,18 +114,27 @@ def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]
 
     def trained(name: str, networks, samples: int) -> Maker:
         def make(key):
+            key_train, key_test = jax.random.split(key)
+            begin = time.perf_counter()
             with progress.Progress(config.steps, quiet=run.quiet) as bar:
-                return leaderboard.by_gradient(
-                    key,
-                    name,
+                state = fit_vae(
+                    key_train,
                     networks,
-                    data,
-                    training_samples=samples,
+                    data.train_images,
+                    samples=samples,
                     steps=config.steps,
-                    samples=config.eval_samples,
-                    annealing_steps=config.annealing_steps,
                     on_chunk=lambda state, row: bar.update(row),
                 )
+            return leaderboard.by_vae(
+                key_test,
+                name,
+                networks.bind(state.averaged),
+                data,
+                samples=config.eval_samples,
+                annealing_steps=config.annealing_steps,
+                parameters=count_parameters(state.params),
+                seconds=time.perf_counter() - begin,
+            )
 
         return make
 

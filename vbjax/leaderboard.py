@@ -1,12 +1,12 @@
 """Held-out likelihoods of many models on the same integers: one `Entry` each, with log P(x) of every test image.
 
-`counted`, `by_em` and `by_gradient` make entries, `together` mixes some of them; `reports.leaderboard` shows them.
+`counted`, `by_em` and `by_vae` make entries, `together` mixes some of them; `reports.leaderboard` shows them.
 Images are integers `(n, *shape)` below `levels`. Every entry is exact or a lower bound in expectation, so that a lower
 number of bits is never an artefact of the measure, and models may be compared image by image.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from vbjax import datasets, em, evaluation, training
+from vbjax import datasets, em, evaluation
 from vbjax.annealing import sigmoidal_betas
 from vbjax.dequantisation import dequantise, dequantised_log_prob
 from vbjax.distributions import Normal
 from vbjax.evaluation import Evidence, Likelihood
-from vbjax.types import Estimate, LogDensity, Params, PRNGKey
+from vbjax.types import Estimate, LogDensity, PRNGKey
+from vbjax.vae import VAE
 
 _COUNT_SMOOTHING = 0.1
 _LEAPFROG_STEPS = 4
@@ -84,75 +85,34 @@ def by_em(
     return _entry(name, measured, evidence, data, parameters, begin)
 
 
-def by_gradient(
+def by_vae(
     key: PRNGKey,
     name: str,
-    networks: Any,
+    vae: VAE,
     data: datasets.Dataset,
     *,
-    training_samples: int,
-    steps: int,
     samples: int,
     annealing_steps: int = 0,
-    on_chunk: Callable[[training.TrainState, training.Row], None] | None = None,
+    parameters: int,
+    seconds: float,
 ) -> Entry:
-    """A VAE trained on the IWAE bound (the ELBO for one training sample), measured by IWAE with K = samples, or by
-    annealed importance sampling through so many temperatures.
+    """A trained VAE, measured by IWAE with K = samples, or by annealed importance sampling with so many temperatures.
 
-    networks: of `networks.vae` or `networks.hierarchical_vae`.
+    parameters: how many it has. seconds: that its training took.
     """
-    begin = time.perf_counter()
-    key_train, key_test = jax.random.split(key)
-    state = fit_vae(
-        key_train,
-        networks,
-        jnp.asarray(data.train_images),
-        training_samples=training_samples,
-        steps=steps,
-        on_chunk=on_chunk,
-    )
-    parameters, params = sum(leaf.size for leaf in jax.tree.leaves(state.params)), state.averaged
-    images = jnp.asarray(data.test_images, jnp.float32)
+    begin, images = time.perf_counter() - seconds, jnp.asarray(data.test_images, jnp.float32)
     if annealing_steps:
-        key_tune, key_chains = jax.random.split(key_test)
-        vae, betas = networks.bind(params), sigmoidal_betas(annealing_steps)
+        key_tune, key_chains = jax.random.split(key)
+        betas = sigmoidal_betas(annealing_steps)
         plan = evaluation.tune_annealing(key_tune, vae, images[:16], betas, leapfrog_steps=_LEAPFROG_STEPS)
         evidence = evaluation.annealed_evidence(key_chains, vae, images, plan)
         return _entry(name, f"AIS, {annealing_steps} steps", evidence, data, parameters, begin)
-
-    @jax.jit
-    def measure(params: Params, images: Array) -> Evidence:
-        # memory: batch_size x samples decodings at once
-        batch_size, vae = max(1, 8000 // samples), networks.bind(params)
-        return evaluation.importance_weighted_evidence(key_test, vae, images, samples=samples, batch_size=batch_size)
-
-    return _entry(name, f"IWAE-{samples}", measure(params, images), data, parameters, begin)
-
-
-def fit_vae(
-    key: PRNGKey,
-    networks: Any,
-    images: Array,
-    *,
-    training_samples: int,
-    steps: int,
-    on_chunk: Callable[[training.TrainState, training.Row], None] | None = None,
-) -> training.TrainState:
-    """Adam on batches of 128 with a cosine schedule and averaged parameters: the recipe of the leaderboard's VAEs."""
-    optimizer = training.make_optimizer(learning_rate=1e-3, schedule="cosine", steps=steps, clip_norm=100)
-    key_init, key_data, key_train = jax.random.split(key, 3)
-    state = training.init_state(jax.jit(networks.init)(key_init), optimizer, ema_decay=0.999)
-    return training.fit(
-        key_train,
-        networks.loss(samples=training_samples),
-        datasets.batches(key_data, images, 128),
-        optimizer,
-        state,
-        steps=steps,
-        chunk=50,
-        ema_decay=0.999,
-        on_chunk=on_chunk,
+    # memory: batch_size x samples decodings at once
+    batch_size = max(1, 8000 // samples)
+    measure = jax.jit(
+        lambda images: evaluation.importance_weighted_evidence(key, vae, images, samples=samples, batch_size=batch_size)
     )
+    return _entry(name, f"IWAE-{samples}", measure(images), data, parameters, begin)
 
 
 def together(name: str, entries: Sequence[Entry]) -> Entry:
