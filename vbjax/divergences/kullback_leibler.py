@@ -37,6 +37,7 @@ from vbjax.distributions import (
     StudentT,
     Uniform,
 )
+from vbjax.distributions.continuous import solve_lower
 from vbjax.distributions.discrete import expected_log
 from vbjax.distributions.family import LOG_2PI
 from vbjax.distributions.gamma import log_beta, stirling_remainder
@@ -171,7 +172,7 @@ def _normal(q, p):
 def _multivariate_normal(q, p):
     q_tril, p = (_as_multivariate(law) for law in (q, p))
     q_tril = q_tril.scale_tril
-    ratio = jax.lax.linalg.triangular_solve(p.scale_tril, q_tril, left_side=True, lower=True)
+    ratio = jax.vmap(solve_lower, (None, -1), -1)(p.scale_tril, q_tril)
     diagonal = jnp.diagonal(q_tril, 0, -2, -1) / jnp.diagonal(p.scale_tril, 0, -2, -1)
     return 0.5 * (
         jnp.sum(excess(2 * jnp.log(diagonal))) + jnp.sum(jnp.tril(ratio, -1) ** 2) + jnp.sum(p.whiten(q.loc) ** 2)
