@@ -1,15 +1,19 @@
-"""Train a variational auto-encoder with multi-layer perceptrons, and say what it is worth on the test split.
+"""Train a variational auto-encoder, and say what it is worth on the test split.
 
     python experiments/vae.py                                       # the 8x8 digits, about a minute
     python experiments/vae.py --dataset fashion_mnist --download    # or --data-files DIR without a network
+    python experiments/vae.py --encoder flow --prior vamp --body conv
+    python experiments/vae.py --objective beta --beta 4 --samples 1 --warmup-steps 500
     python experiments/vae.py --resume                              # go on after an interruption
 
+Posterior, prior, body, likelihood and objective combine freely; what does not go together is refused before any work.
 The run folder holds config.json, metrics.jsonl, checkpoints/, pictures/ and card.json: test ELBO by its terms, the
-IWAE-K likelihood with its standard error, bits per dimension, active units.
+IWAE-K likelihood with its standard error, active units, and bits per dimension where the pixels are integers. The
+continuous Bernoulli and normal likelihoods are densities of pixels in [0, 1], which compare with no bits per dimension.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from vbjax.cli import start_jax
 
@@ -17,10 +21,14 @@ start_jax()
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
-from vbjax import cards, datasets, evaluation, training
+from vbjax import bounds, cards, datasets, evaluation, objectives, training
 from vbjax.experiment import Experiment, Run, check_counts, command_line, load_data, preparing
-from vbjax.networks.vae import VAENetworks, mlp_vae
+from vbjax.networks.heads import HEADS
+from vbjax.networks.priors import VampPrior
+from vbjax.networks.vae import VAENetworks, conv_vae, mlp_vae
+from vbjax.objectives import Objective
 from vbjax.reports import pictures
 
 Likelihood = Literal[
@@ -29,7 +37,23 @@ Likelihood = Literal[
     "discretised_normal",
     "discretised_logistic",
     "discretised_logistic_mixture",
+    "continuous_bernoulli",
+    "normal_fixed",
+    "normal_shared",
+    "normal_per_pixel",
+    "normal_predicted",
 ]
+READ_BY: dict[str, tuple[str, ...]] = {
+    "elbo": (),
+    "iwae": (),
+    "renyi": ("alpha",),
+    "beta": ("beta",),
+    "capacity": ("capacity", "gamma"),
+    "free_bits": ("free_nats",),
+}
+"""The options that each objective reads."""
+SEVERAL = ("iwae", "renyi")
+"""Objectives of several draws of z; the others take one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +67,39 @@ class Config:
     binarise: Literal["none", "static", "dynamic"] = "none"
     """Pixels to bits: by a threshold at half range, or by a fresh draw at every step."""
     likelihood: Likelihood = "discretised_logistic_mixture"
-    """p(x|z): bernoulli for bits, one of the others for grey levels."""
+    """p(x|z): bernoulli for bits; categorical and discretised ones for grey levels; the others are densities."""
+    body: Literal["mlp", "conv"] = "mlp"
+    """Perceptrons or convolutions, in encoder and decoder."""
+    encoder: Literal["diagonal", "full", "flow"] = "diagonal"
+    """q(z|x): normal with independent coordinates or a full covariance, or a coupling flow."""
+    prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
+    """p(z): N(0, I), or learned: 16 normal laws, the posteriors of 64 pseudo-inputs, a coupling flow."""
     latent_dim: int = 24
     """Dimension of z."""
     hidden: tuple[int, ...] = (512, 512)
-    """Hidden widths of the encoder; the decoder mirrors them."""
+    """Hidden widths of the encoder, after its convolutions if it has any; the decoder mirrors them."""
+    features: tuple[int, ...] = (32, 64)
+    """Channels of the convolutions, each of which halves the image."""
     activation: Literal["relu", "silu", "gelu", "tanh"] = "relu"
     """Non-linearity of the hidden layers."""
     dropout: float = 0.2
     """Dropout in the hidden layers while training, in [0, 1)."""
+    objective: Literal["elbo", "iwae", "renyi", "beta", "capacity", "free_bits"] = "iwae"
+    """What is maximised. Only elbo, iwae and renyi (alpha >= 0) are bounds on log p(x)."""
     samples: int = 5
-    """Draws of z per example while training: 1 is the ELBO with its exact KL, more the IWAE bound."""
+    """Draws of z per example while training: several for iwae and renyi, 1 for the others."""
+    alpha: float = 0.5
+    """renyi: its order; 1 is the ELBO, 0 the IWAE bound."""
+    beta: float = 4.0
+    """beta: weight of the KL."""
+    capacity: float = 25.0
+    """capacity: nats that the KL is held at."""
+    gamma: float = 100.0
+    """capacity: price of a nat of KL beside the capacity."""
+    free_nats: float = 0.1
+    """free_bits: nats per coordinate of z below which the KL costs nothing more."""
+    warmup_steps: int = 0
+    """Steps over which the weight of the KL (elbo, beta) or the capacity grows from 0."""
     steps: int = 2500
     """Training steps."""
     batch_size: int = 128
@@ -72,7 +118,9 @@ class Config:
     """K of the IWAE-K test likelihood."""
 
 
-_LARGER = Config(latent_dim=40, hidden=(400, 400), dropout=0.1, samples=1, steps=12_000, eval_samples=100)
+_LARGER = Config(
+    latent_dim=40, hidden=(400, 400), dropout=0.1, objective="elbo", samples=1, steps=12_000, eval_samples=100
+)
 _BITS = dataclasses.replace(_LARGER, binarise="static", likelihood="bernoulli")
 DEFAULTS = {
     "digits": Config(),
@@ -85,14 +133,76 @@ DEFAULTS = {
 
 def validate(config: Config, run: Run) -> None:
     """Raise ValueError, naming the field, for whatever can be refused without the data."""
-    if (config.likelihood == "bernoulli") != (config.binarise != "none"):
+    if (HEADS[config.likelihood].reads == "bits") != (config.binarise != "none"):
         raise ValueError(
             f"likelihood {config.likelihood!r} does not go with binarise {config.binarise!r}: bernoulli reads bits, "
             "the others grey levels"
         )
-    check_counts(config, run)
+    check_counts(config, run, warmup_steps=0)
+    check_objective(config)
     training.init_state({}, make_optimizer(config), ema_decay=config.ema_decay)
-    build(config, (8, 8), 17)
+    build(config, (8, 8) if config.dataset == "digits" else (28, 28), 17)
+
+
+def check_objective(config: Config) -> None:
+    """Raise ValueError for what the objective cannot do, or would leave unread."""
+    read = READ_BY[config.objective]
+    for reader, options in READ_BY.items():
+        for name in options:
+            if name not in read and getattr(config, name) != getattr(Config, name):
+                raise ValueError(f"{name} is read by objective {reader!r} only, not by {config.objective!r}")
+    if (config.samples > 1) != (config.objective in SEVERAL):
+        wanted = "at least 2" if config.objective in SEVERAL else "1"
+        raise ValueError(
+            f"samples must be {wanted} for objective {config.objective!r}, got {config.samples}; several draws are for "
+            "iwae and renyi"
+        )
+    if config.warmup_steps and config.objective not in ("elbo", "beta", "capacity"):
+        raise ValueError(f"warmup_steps go with elbo, beta and capacity, not with objective {config.objective!r}: 0")
+    if config.objective == "free_bits" and (config.encoder, config.prior) != ("diagonal", "standard"):
+        raise ValueError(
+            "objective 'free_bits' needs the KL by coordinate: encoder 'diagonal' and prior 'standard', got "
+            f"{config.encoder!r} and {config.prior!r}"
+        )
+    if config.objective == "renyi":
+        bounds.renyi(config.alpha)
+    objective_at(config, config.warmup_steps)
+
+
+def objective_at(config: Config, step: Any) -> Objective:
+    """What is maximised at this step, of the ELBO's terms; with several samples it is the bound instead."""
+    share = objectives.ramp(step, config.warmup_steps) if config.warmup_steps else 1
+    match config.objective:
+        case "beta":
+            return objectives.beta_elbo(config.beta * share)
+        case "capacity":
+            return objectives.capacity(config.capacity * share, gamma=config.gamma)
+        case "free_bits":
+            return objectives.free_bits(config.free_nats)
+    return objectives.beta_elbo(share) if config.warmup_steps else objectives.elbo
+
+
+def make_loss(config: Config, networks: VAENetworks, grey_levels: int) -> training.Loss:
+    """The loss of a batch `(images of grey levels, step)`."""
+
+    def loss(key, params, batch):
+        images, step = batch
+        negative_bound = networks.loss(
+            samples=config.samples,
+            bound=bounds.renyi(config.alpha) if config.objective == "renyi" else bounds.iwae,
+            objective=objective_at(config, step),
+            binarise_dynamically_from=grey_levels if config.binarise == "dynamic" else None,
+        )
+        return negative_bound(key, params, as_read(config, images, grey_levels))
+
+    return loss
+
+
+def as_read(config: Config, images, grey_levels: int):
+    """Grey levels as the likelihood reads them."""
+    if HEADS[config.likelihood].reads == "unit interval":
+        return images.astype(jnp.float32) / (grey_levels - 1)
+    return images
 
 
 def make_optimizer(config: Config):
@@ -104,28 +214,47 @@ def make_optimizer(config: Config):
 
 def build(config: Config, image_shape: tuple[int, ...], grey_levels: int) -> VAENetworks:
     """The networks for such images."""
-    return mlp_vae(
-        image_shape,
-        likelihood=config.likelihood,
-        levels=grey_levels if config.binarise == "none" else 2,
-        latent_dim=config.latent_dim,
-        hidden=config.hidden,
-        activation=config.activation,
-        dropout=config.dropout,
-    )
+    shared: dict[str, Any] = {
+        "likelihood": config.likelihood,
+        "levels": grey_levels if config.binarise == "none" else 2,
+        "latent_dim": config.latent_dim,
+        "hidden": config.hidden,
+        "activation": config.activation,
+        "dropout": config.dropout,
+        "encoder": config.encoder,
+        "prior": config.prior,
+    }
+    if config.body == "conv":
+        return conv_vae(image_shape, features=config.features, **shared)
+    return mlp_vae(image_shape, **shared)
+
+
+def fresh_parameters(key, networks: VAENetworks, data: datasets.Dataset):
+    """Parameters before training; pseudo-inputs start at training images."""
+    params = jax.jit(networks.init)(key)
+    prior = networks.prior
+    if isinstance(prior, VampPrior):
+        images = data.train_images[: prior.components] * (prior.largest / (data.levels - 1))
+        params["prior"] = prior.init_from(images)
+    return params
 
 
 def test_images(key, config: Config, data: datasets.Dataset):
     """Test images as the model reads them; dynamic bits are drawn once, from the run's seed."""
     if config.binarise != "dynamic":
-        return jnp.asarray(data.test_images, jnp.float32)
+        return as_read(config, jnp.asarray(data.test_images, jnp.float32), data.levels)
     keys = jax.random.split(key, data.test_images.shape[0])
     bits = jax.vmap(lambda key, image: datasets.dynamic_binarise(key, image, data.levels))(keys, data.test_images)
     return bits.astype(jnp.float32)
 
 
-def evaluate(key, networks: VAENetworks, params, images, samples: int) -> dict[str, cards.Number]:
-    """Test numbers with their standard errors over examples, in nats unless named otherwise."""
+def evaluate(
+    key, networks: VAENetworks, params, images, samples: int, *, discrete: bool = True
+) -> dict[str, cards.Number]:
+    """Test numbers with their standard errors over examples, in nats unless named otherwise.
+
+    discrete: whether the likelihood is one of integers, which bits per dimension compare.
+    """
     key_elbo, key_iwae = jax.random.split(key)
 
     @jax.jit
@@ -145,8 +274,9 @@ def evaluate(key, networks: VAENetworks, params, images, samples: int) -> dict[s
         "reconstruction": (terms.reconstruction, "nats"),
         "kl": (terms.kl, "nats"),
         f"iwae_{samples}_nll": (likelihood.nats, "nats"),
-        "bits_per_dim": (likelihood.bits_per_dim, "bits/dim"),
     }
+    if discrete:
+        estimates["bits_per_dim"] = (likelihood.bits_per_dim, "bits/dim")
     return {
         **{name: cards.number(e.value, e.standard_error, unit=unit) for name, (e, unit) in estimates.items()},
         "monte_carlo_error": cards.number(likelihood.monte_carlo_error, unit="nats"),
@@ -164,21 +294,24 @@ def main(config: Config, run: Run) -> cards.Card:
         data = data.on_device()
         networks, optimizer = build(config, data.train_images.shape[1:], data.levels), make_optimizer(config)
         key_init, key_data, key_train, key_test = jax.random.split(jax.random.key(config.seed), 4)
-        state = training.init_state(jax.jit(networks.init)(key_init), optimizer, ema_decay=config.ema_decay)
+        state = training.init_state(fresh_parameters(key_init, networks, data), optimizer, ema_decay=config.ema_decay)
         experiment = Experiment.open(f"vae-{config.dataset}", config, run, state, begin=begin)
 
     with experiment.running():
-        loss = networks.loss(
-            samples=config.samples,
-            binarise_dynamically_from=data.levels if config.binarise == "dynamic" else None,
-        )
         batch = datasets.batches(key_data, data.train_images, config.batch_size)
         state = experiment.train(
-            key_train, loss, batch, optimizer, state, steps=config.steps, ema_decay=config.ema_decay
+            key_train,
+            make_loss(config, networks, data.levels),
+            Partial(lambda batch, step: (batch(step), step), batch),
+            optimizer,
+            state,
+            steps=config.steps,
+            ema_decay=config.ema_decay,
         )
         key_bits, key_eval, key_pictures = jax.random.split(key_test, 3)
         images = test_images(key_bits, config, data)
-        numbers = evaluate(key_eval, networks, state.averaged, images, config.eval_samples)
+        discrete = HEADS[config.likelihood].reads != "unit interval"
+        numbers = evaluate(key_eval, networks, state.averaged, images, config.eval_samples, discrete=discrete)
         vae, labels = networks.bind(state.averaged), jnp.asarray(data.test_labels)
         return experiment.finish(numbers, pictures.latent_variable_model(key_pictures, vae, images, labels))
 

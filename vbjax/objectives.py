@@ -61,13 +61,13 @@ def capacity(target: Weight, *, gamma: Weight) -> Objective:
     return lambda terms: terms.reconstruction - gamma * jnp.abs(terms.kl - target)
 
 
-def free_bits(floor: Weight) -> Objective:
+def free_bits(free_nats: Weight) -> Objective:
     """reconstruction - Σ_j max(λ, KL_j): nothing is gained by squeezing a group's mean KL below λ nats.
 
     Raises ValueError for a negative λ. Source: Kingma et al. (2016), appendix C.8.
     """
-    _check_not_negative("floor", floor)
-    return lambda terms: terms.reconstruction - jnp.maximum(floor, terms.kls).sum()
+    _check_not_negative("free_nats", free_nats)
+    return lambda terms: terms.reconstruction - jnp.maximum(free_nats, terms.kls).sum()
 
 
 def ramp(step: int | Int[Array, ""], steps: int) -> Scalar:

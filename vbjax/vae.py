@@ -24,7 +24,7 @@ class VAE(NamedTuple):
 
     prior: Distribution
     encode: Callable[[Array], Distribution]
-    decode: Callable[[Array], Distribution]
+    decode: Callable[[Event], Distribution]
 
 
 def elbo(key: PRNGKey, vae: VAE, x: Array) -> bounds.ELBO:
