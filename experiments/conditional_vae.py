@@ -151,6 +151,7 @@ def style(cvae: conditional.CVAE, data: datasets.Dataset) -> dict[str, cards.Num
     """How test images drawn as other classes keep their style, and whether they are of that class for an outsider.
 
     The outsider is the nearest training image; on the test images themselves its accuracy is `nearest_accuracy`.
+    `class_in_codes`: of the codes' variance, what lies between the means of the classes; 0 is a code without class.
     """
     images, labels = jnp.asarray(data.test_images, jnp.float32)[:STYLE_IMAGES], jnp.asarray(data.test_labels)
     labels, known = labels[:STYLE_IMAGES], jnp.asarray(data.train_images[:10_000], jnp.float32)
@@ -168,13 +169,18 @@ def style(cvae: conditional.CVAE, data: datasets.Dataset) -> dict[str, cards.Num
         as_asked = (other & (seen == jnp.arange(CLASSES)[None])).sum(1) / (CLASSES - 1)
         itself = jax.lax.map(nearest, images) == labels
         kept = latent_space.style_kept(drawn, images, labels)
-        return kept, evaluation.over_examples(as_asked), evaluation.over_examples(itself.astype(jnp.float32))
+        codes = jax.vmap(lambda x, y: cvae.encode(x, y).mean())(images, labels)
+        own = jax.nn.one_hot(labels, CLASSES)
+        class_means = own @ (own.T @ codes / own.sum(0)[:, None])
+        leaked = class_means.var(0).sum() / codes.var(0).sum()
+        return kept, evaluation.over_examples(as_asked), evaluation.over_examples(itself.astype(jnp.float32)), leaked
 
-    kept, as_asked, itself = measure(images, labels, known)
+    kept, as_asked, itself, leaked = measure(images, labels, known)
     return {
         **{f"{name}_kept": cards.number(e.value, e.standard_error, unit="correlation") for name, e in kept.items()},
         "analogies_of_class": cards.number(as_asked.value, as_asked.standard_error, unit="fraction"),
         "nearest_accuracy": cards.number(itself.value, itself.standard_error, unit="fraction"),
+        "class_in_codes": cards.number(leaked, unit="fraction of their variance"),
     }
 
 

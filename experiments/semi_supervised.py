@@ -49,7 +49,7 @@ class Config:
     """Dropout in the hidden layers while training, in [0, 1)."""
     alpha: float = 5.0
     """Weight of log q(y|x) on the labelled images, which the bound does not contain, in nats per nat."""
-    steps: int = 3000
+    steps: int = 2000
     """Training steps."""
     batch_size: int = 64
     """Labelled and unlabelled examples per step, so many of each."""
@@ -78,7 +78,7 @@ def build(config: Config, image_shape: tuple[int, ...], levels: int) -> M2Networ
     cvae = mlp_cvae(
         image_shape,
         classes=CLASSES,
-        likelihood="bernoulli" if levels == 2 else "discretised_logistic_mixture",
+        likelihood="bernoulli" if levels == 2 else "discretised_logistic",
         levels=levels,
         latent_dim=config.latent_dim,
         hidden=config.hidden,

@@ -1,7 +1,7 @@
 """Conditional bounds and the M2 bound against enumeration and SciPy; the networks and scripts that train them."""
 
 import dataclasses
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def discrete(posterior=POSTERIOR):
 def labelled_by_enumeration(cvae, x, y):
     """Σ_z q(z|x,y) log w(z): the exact ELBO of one class."""
     model = given(cvae, y)
-    q: Any = model.encode(x)
+    q = cast(Categorical, model.encode(x))
     weights = jax.vmap(bounds.LogWeight(lambda z: model.decode(z).log_prob(x), model.prior, q))(q.enumerate())
     return jnp.sum(q.probs * weights)
 
@@ -54,7 +54,7 @@ def test_the_conditional_bound_and_its_gap_sum_to_the_conditional_evidence(float
     flat = np.array([0.2, 0.5, 0.3])
     cvae = discrete(np.broadcast_to(flat[None, :, None], POSTERIOR.shape))
     outcomes, classes = np.meshgrid(range(4), range(2), indexing="ij")
-    elbo = jax.vmap(lambda x, y: labelled_by_enumeration(cvae, x, y))(outcomes.ravel(), classes.ravel())
+    elbo = jax.jit(jax.vmap(lambda x, y: labelled_by_enumeration(cvae, x, y)))(outcomes.ravel(), classes.ravel())
 
     def completes(posterior):
         gap = np.sum(flat[:, None] * np.log(flat[:, None] / posterior), 1)
@@ -68,9 +68,13 @@ def test_the_conditional_bound_and_its_gap_sum_to_the_conditional_evidence(float
 def test_under_the_posterior_of_its_class_every_log_weight_is_the_conditional_evidence(float64):
     evidence = np.log(np.einsum("z,yzx->yx", PRIOR, TABLE))
 
-    def constant(posterior):
+    @jax.jit
+    def draws(posterior, outcomes):
         model = given(discrete(posterior), 1)
-        weights = jax.vmap(lambda x: vae.log_weights(jax.random.key(0), model, x, samples=20))(jnp.arange(4))
+        return jax.vmap(lambda x: vae.log_weights(jax.random.key(0), model, x, samples=20))(outcomes)
+
+    def constant(posterior):
+        weights = draws(jnp.asarray(posterior), jnp.arange(4))
         np.testing.assert_allclose(weights, np.repeat(evidence[1][:, None], 20, 1), rtol=1e-12)
 
     holds_only_for(constant, POSTERIOR, POSTERIOR[::-1])
@@ -80,19 +84,21 @@ def test_the_sum_over_classes_is_tight_at_the_posterior_and_loses_its_divergence
     x = 2
     class_posterior = JOINT[:, :, x].sum(1) / JOINT[:, :, x].sum()
     log_evidence = np.log(JOINT[:, :, x].sum())
-    labelled = jnp.stack([labelled_by_enumeration(discrete(), x, y) for y in (0, 1)]) + np.log(CLASS_PRIOR)
+    probs = np.array([class_posterior, [0.9, 0.1], [0.0, 1.0]])
 
-    def bound(probs, sign=1):
-        terms = conditional.over_classes(Categorical.from_probs(jnp.asarray(probs)), labelled)
-        return terms.labelled + sign * terms.entropy, terms.total
+    @jax.jit
+    def bounds_at(log_probs):
+        labelled = jax.vmap(lambda y: labelled_by_enumeration(discrete(), x, y))(jnp.arange(2)) + np.log(CLASS_PRIOR)
+        terms = jax.vmap(lambda logits: conditional.over_classes(Categorical(logits), labelled))(log_probs)
+        return terms, terms.total
 
-    for probs in (class_posterior, np.array([0.9, 0.1]), np.array([0.0, 1.0])):
-        expected = log_evidence - np.sum(special.rel_entr(probs, class_posterior))
-        total, same = bound(probs)
-        np.testing.assert_allclose(total, expected, rtol=1e-12)
-        assert total == same
+    terms, total = bounds_at(jnp.log(probs))
+
+    def loses_the_divergence(total):
+        np.testing.assert_allclose(total, log_evidence - special.rel_entr(probs, class_posterior).sum(1), rtol=1e-12)
+
     # the entropy taken away instead of added
-    assert bound(class_posterior, sign=-1)[0] < log_evidence - 0.1
+    holds_only_for(loses_the_divergence, total, terms.labelled - terms.entropy, terms.labelled)
 
 
 LOADING, NOISE = np.array([[1.0, 0.4], [-0.5, 1.0], [0.3, -0.2]]), 0.6
@@ -120,13 +126,17 @@ def class_log_evidence():
     return np.stack([stats.multivariate_normal(mean, covariance).logpdf(PIXELS) for mean in MEANS], 1)
 
 
-def measured(cvae, weights, samples, repeats=1):
-    """`class_evidence` of the pixels, each so many times in a row."""
-    prior, images = Categorical(jnp.log(jnp.asarray(weights))), jnp.repeat(jnp.asarray(PIXELS), repeats, 0)
-    measure = jax.jit(
-        lambda key, images: conditional.class_evidence(key, cvae, prior, images, samples=samples, batch_size=50)
-    )
-    return measure(jax.random.key(0), images)
+@jax.jit
+def measured(key, images, weights, widen):
+    """`class_evidence` of the images by 200 draws."""
+    prior = Categorical(jnp.log(weights))
+    return conditional.class_evidence(key, linear(widen), prior, images, samples=200, batch_size=50)
+
+
+def measure(weights, widen):
+    """400 independent measurements of each of the pixels, in a row."""
+    images = jnp.repeat(jnp.asarray(PIXELS), 400, 0)
+    return measured(jax.random.key(0), images, jnp.asarray(weights), jnp.asarray(widen))
 
 
 def test_evidence_over_classes_is_the_mixture_of_scipy_and_classifies_by_bayes_rule(float64):
@@ -134,7 +144,7 @@ def test_evidence_over_classes_is_the_mixture_of_scipy_and_classifies_by_bayes_r
     joint = exact + np.log(WEIGHTS)
 
     def agrees(weights):
-        evidence = measured(linear(), weights, 3)
+        evidence = jax.tree.map(lambda values: values[::400] if values.ndim == 2 else values, measure(weights, 1.0))
         np.testing.assert_allclose(evidence.nats, exact, rtol=1e-10)
         np.testing.assert_allclose(evidence.marginal().nats, special.logsumexp(joint, axis=1), rtol=1e-10)
         np.testing.assert_allclose(evidence.log_posterior(), special.log_softmax(joint, axis=1), rtol=1e-9, atol=1e-9)
@@ -146,7 +156,7 @@ def test_evidence_over_classes_is_the_mixture_of_scipy_and_classifies_by_bayes_r
 
 
 def test_the_error_of_the_evidence_over_classes_is_its_spread_over_repeats(float64):
-    evidence = measured(linear(widen=1.5), WEIGHTS, 200, repeats=400).marginal()
+    evidence = measure(WEIGHTS, 1.5).marginal()
     nats, variance = (np.asarray(values).reshape(5, 400) for values in evidence)
     # 400 repeats of five examples know the spread to 1.6%; the delta method is off by O(1/K)
     assert 0.9 < np.sqrt(nats.var(1).mean() / variance.mean()) < 1.1
@@ -195,25 +205,24 @@ def test_the_label_reaches_both_networks_and_the_loss_is_the_mean_negative_bound
     params = jax.jit(networks.init)(jax.random.key(0))
     images = jax.random.bernoulli(jax.random.key(1), 0.5, (4, 3, 2)).astype(jnp.uint8)
     labels = jnp.array([0, 1, 2, 1])
-    cvae = networks.bind(params)
-    x = images[0].astype(jnp.float32)
-    assert np.abs(cvae.encode(x, 0).mean() - cvae.encode(x, 1).mean()).max() > 1e-3
-    code = cvae.encode(x, 0).mean()
-    assert np.abs(cvae.decode(code, 0).mean() - cvae.decode(code, 1).mean()).max() > 1e-3
+
+    @jax.jit
+    def posteriors_and_means(params, images):
+        cvae = networks.bind(params)
+        at_all = jax.vmap(jax.vmap(cvae.encode, (None, 0)), (0, None))
+        means = jax.vmap(lambda y: cvae.decode(jnp.ones(2), y).mean())(jnp.arange(3))
+        return at_all(images.astype(jnp.float32), jnp.arange(3)), means
+
+    q, means = posteriors_and_means(params, images)
+    for differing in (q.loc.swapaxes(0, 1), means):
+        assert np.abs(differing - np.roll(differing, 1, 0)).max(tuple(range(1, differing.ndim))).min() > 1e-3
 
     loss, terms = jax.jit(networks.loss())(jax.random.key(2), params, (images, labels))
     np.testing.assert_allclose(loss, terms["kl"] - terms["reconstruction"], rtol=1e-6)
-    kl = [
-        float(stats_kl(cvae.encode(image.astype(jnp.float32), label)))
-        for image, label in zip(images, labels, strict=True)
-    ]
-    np.testing.assert_allclose(terms["kl"], np.mean(kl), rtol=1e-5)
-
-
-def stats_kl(q):
-    """KL(q‖N(0, I)) from the moments."""
     variance = np.square(q.scale)
-    return 0.5 * np.sum(variance + np.square(q.loc) - 1 - np.log(variance))
+    kl = 0.5 * np.sum(variance + np.square(q.loc) - 1 - np.log(variance), -1)
+    own, others = kl[range(4), labels].mean(), kl[range(4), (labels + 1) % 3].mean()
+    holds_only_for(lambda kl: np.testing.assert_allclose(terms["kl"], kl, rtol=1e-5), own, others)
 
 
 def test_the_semi_supervised_loss_weighs_its_terms_as_the_objective_says():
@@ -286,3 +295,15 @@ def test_a_run_leaves_a_card_with_its_pictures_and_resumes_to_the_same_numbers(s
     assert {path.stem for path in (tmp_path / "run" / "pictures").iterdir()} == pictures
     again = script.main(config, dataclasses.replace(run, resume=True))
     assert again.numbers == card.numbers
+
+
+@pytest.mark.slow
+def test_a_short_run_holds_the_style_while_the_class_changes(tmp_path):
+    """A third of the default run; measured there: slant .76, ink .86, analogies .99, 1.92 bits per dimension."""
+    config = conditional_vae.Config(steps=1000, eval_samples=20)
+    numbers = conditional_vae.main(config, Run(out=tmp_path / "run", quiet=True)).numbers
+    assert numbers["bits_per_dim"].interval[1] < 2.05
+    for name, least in {"slant_kept": 0.5, "ink_kept": 0.6, "analogies_of_class": 0.95, "bayes_accuracy": 0.9}.items():
+        assert numbers[name].interval[0] > least
+    # the label says what a row of analogies is, so the code need not
+    assert numbers["class_in_codes"].value < 0.2

@@ -52,14 +52,14 @@ def correlation(a, b):
 def test_a_conditional_code_is_the_style_and_an_unconditional_one_is_the_class(gap):
     x, y, s = two_factor_data(gap=gap)
     cvae, _ = linear_cvae(x, y)
-    codes = jax.vmap(lambda x, y: cvae.encode(x, y).mean())(x, y)
+    codes = jax.jit(jax.vmap(lambda x, y: cvae.encode(x, y).mean()))(x, y)
 
     def style_without_content(code):
         assert correlation(code, y) < 1e-12
         assert correlation(code, s) > 0.99
 
     weights, noise = fitted(x, x.mean(0))
-    unconditional = jax.vmap(LinearVAE(weights, jnp.asarray(x.mean(0)), noise).posterior_mean)(jnp.asarray(x))
+    unconditional = jax.jit(jax.vmap(LinearVAE(weights, jnp.asarray(x.mean(0)), noise).posterior_mean))(jnp.asarray(x))
     # swapped roles: the style given, the class inferred
     holds_only_for(style_without_content, codes, unconditional, y.astype(float))
     if gap >= 1:
@@ -69,7 +69,7 @@ def test_a_conditional_code_is_the_style_and_an_unconditional_one_is_the_class(g
 def test_an_analogy_in_the_linear_model_moves_x_by_the_difference_of_the_classes():
     x, y, _ = two_factor_data()
     cvae, means = linear_cvae(x, y)
-    drawn = jax.vmap(lambda x, y: latent_space.analogies(cvae, x, y, classes=2))(x, y)
+    drawn = jax.jit(jax.vmap(lambda x, y: latent_space.analogies(cvae, x, y, classes=2)))(x, y)
     step = drawn[:, 1] - drawn[:, 0]
     np.testing.assert_allclose(step, np.broadcast_to(means[1] - means[0], step.shape), atol=1e-12)
     # the source's own class gives its reconstruction, another class does not

@@ -37,7 +37,7 @@ def conditional_model(
     return {
         "analogies": analogies(cvae, images, labels, values, names),
         "class_samples": class_samples(key, cvae, names, rows=8),
-        "style_traversal": traversal(given(cvae, labels[first]), images[first], codes, rows=min(6, codes.shape[1])),
+        "style_traversal": traversal(given(cvae, labels[first]), images[first], codes, smooth=True),
         "interpolation": interpolation(cvae, codes, labels, values["slant"], names),
         "attributes": attributes(cvae, codes, labels, values),
         "latent_map": latent_map(codes, labels),
@@ -104,7 +104,7 @@ def interpolation(cvae: CVAE, codes: Array, labels: Array, values: np.ndarray, n
     return sheet(rows, words, captions=lengths, smooth=True)
 
 
-def attributes(cvae: CVAE, codes: Array, labels: Array, values: dict[str, np.ndarray], *, rows: int = 4):
+def attributes(cvae: CVAE, codes: Array, labels: Array, values: dict[str, np.ndarray], *, rows: int = 3):
     """Codes with a multiple of an attribute's direction added, the class held; 0 is the image's own code."""
     steps = jnp.linspace(-2.0, 2.0, 9)
     drawn, words = [], []

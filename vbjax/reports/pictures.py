@@ -50,11 +50,11 @@ def samples(key: PRNGKey, vae: VAE, *, count: int):
     )
 
 
-def traversal(vae: VAE, image: Array, codes: Array, *, rows: int = 6):
+def traversal(vae: VAE, image: Array, codes: Array, *, rows: int = 6, smooth: bool = False):
     """One latent coordinate at a time from -2.5 to 2.5, for the coordinates that vary most over the data."""
     decoded = vaes.latent_traversal(vae, image)
     order = np.argsort(-np.asarray(codes.var(0)))[:rows]
-    return sheet([decoded[i] for i in order], [f"z[{i}]" for i in order])
+    return sheet([decoded[i] for i in order], [f"z[{i}]" for i in order], smooth=smooth)
 
 
 def latent_map(codes: Array, labels: Array):
