@@ -5,6 +5,7 @@ be a model's output, a gradient, or an optimiser's target. Batches come from `ja
 when you build the law, by name. Read `family` for the interface, `continuous` and `gamma` for the reparameterisations.
 """
 
+from vbjax.distributions.autoregressive import Autoregressive
 from vbjax.distributions.compound import Copies, Joint, Mixture
 from vbjax.distributions.continuous import Laplace, Logistic, LogNormal, MultivariateNormal, Normal, Uniform
 from vbjax.distributions.continuous_bernoulli import ContinuousBernoulli
@@ -17,6 +18,7 @@ from vbjax.distributions.hierarchy import Hierarchy
 from vbjax.distributions.sobol import ScrambledSobol
 
 __all__ = [
+    "Autoregressive",
     "Bernoulli",
     "Beta",
     "Capabilities",

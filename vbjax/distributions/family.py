@@ -155,6 +155,10 @@ class Distribution:
         """Mean, with the shape of an event."""
         raise self._missing("mean", "average `sample(key, (n,))`")
 
+    def centre(self) -> Event:
+        """A point that stands for the law: its mean, or what a law without a closed one says instead."""
+        return self.mean()
+
     def variance(self) -> Event:
         """Variance per coordinate, with the shape of an event."""
         raise self._missing("variance", "average `sample(key, (n,))`")

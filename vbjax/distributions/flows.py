@@ -71,6 +71,10 @@ class CouplingFlow(Distribution):
         points, weights, _ = self.base.nodes(order)
         return Nodes(jax.vmap(self.forward)(points), weights, exact=False)
 
+    def centre(self) -> Float[Array, " d"]:
+        """The image of the base's mean, which is not the flow's."""
+        return self.forward(self.base.mean())
+
     def forward(self, x: Float[Array, " d"]) -> Float[Array, " d"]:
         """f_n(… f_1(x))."""
         for layer, conditioner in enumerate(self.conditioners):
@@ -91,8 +95,8 @@ class CouplingFlow(Distribution):
 
 
 def centre(law: Distribution) -> Event:
-    """A point that stands for the law: its mean, or for a flow the image of its base's mean (not the flow's)."""
-    return law.forward(law.base.mean()) if isinstance(law, CouplingFlow) else law.mean()
+    """A point that stands for the law."""
+    return law.centre()
 
 
 def _split(layer: int, x: Float[Array, " d"]) -> tuple[Array, Array]:

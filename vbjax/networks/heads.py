@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vbjax.distributions import (
+    Autoregressive,
     Bernoulli,
     Categorical,
     ContinuousBernoulli,
@@ -139,6 +140,20 @@ class PredictedNormalHead(nn.Module):
         return Normal(loc, positive(raw_scale + START, floor=self.floor))
 
 
+class AutoregressiveHead(nn.Module):
+    """Pixels that also look back, linearly, on the pixels before them; the code need not explain what a neighbour says.
+
+    The weights are shared by all codes and start at zero, where this is the head `pixels`.
+    """
+
+    pixels: BernoulliHead | DiscretisedLogisticMixtureHead
+
+    @nn.compact
+    def __call__(self, h: Features) -> Autoregressive:
+        size = math.prod(self.pixels.shape)
+        return Autoregressive(self.pixels(h), self.param("weights", nn.initializers.zeros, (size, size)))
+
+
 class Head(NamedTuple):
     """A kind of likelihood. reads: what its pixels are: bits, the integers 0 … levels-1, or these divided by levels-1.
 
@@ -155,6 +170,10 @@ HEADS: dict[str, Head] = {
     "discretised_normal": Head("integers", DiscretisedNormalHead),
     "discretised_logistic": Head("integers", DiscretisedLogisticHead),
     "discretised_logistic_mixture": Head("integers", DiscretisedLogisticMixtureHead),
+    "autoregressive_bernoulli": Head("bits", lambda shape, levels: AutoregressiveHead(BernoulliHead(shape))),
+    "autoregressive_logistic_mixture": Head(
+        "integers", lambda shape, levels: AutoregressiveHead(DiscretisedLogisticMixtureHead(shape, levels))
+    ),
     "continuous_bernoulli": Head("unit interval", lambda shape, levels: ContinuousBernoulliHead(shape)),
     "normal_fixed": Head("unit interval", lambda shape, levels: FixedNormalHead(shape)),
     "normal_shared": Head("unit interval", lambda shape, levels: LearnedNormalHead(shape, rounding(levels))),
