@@ -1,12 +1,11 @@
 """Held-out likelihoods of many models on the same integers: one `Entry` each, with log P(x) of every test image.
 
-`counted`, `by_em` and `by_vae` make entries, `together` mixes some of them; `reports.leaderboard` shows them.
+`counted`, `by_em` and `by_vae` make entries, `reports.leaderboard` shows them.
 Images are integers `(n, *shape)` below `levels`. Every entry is exact or a lower bound in expectation, so that a lower
 number of bits is never an artefact of the measure, and models may be compared image by image.
 """
 
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -62,9 +61,16 @@ def counted(data: datasets.Dataset) -> Entry:
 
 
 def by_em(
-    key: PRNGKey, name: str, family: em.Family, data: datasets.Dataset, *, of_integers: bool, samples: int = 64
+    key: PRNGKey,
+    name: str,
+    family: em.Family,
+    data: datasets.Dataset,
+    *,
+    of_integers: bool = False,
+    samples: int = 64,
+    **fit: Any,
 ) -> Entry:
-    """A model fitted by EM, the better of two starts.
+    """A model fitted by EM, the better of two starts; fit: options of `em.fit`.
 
     of_integers: whether the family models the integers themselves; other densities are fitted to dequantised pixels,
     and then integrated over each pixel's cell where the pixels are independent given the component, which is exact, or
@@ -75,7 +81,7 @@ def by_em(
     train, test = (jnp.asarray(part).reshape(len(part), -1) for part in (data.train_images, data.test_images))
     if not of_integers:
         train = dequantise(key_noise, jnp.tile(train, (_DEQUANTISED_COPIES, 1)))
-    model: Any = em.fit(key_fit, family, np.asarray(train), restarts=2, tolerance=1e-4).model
+    model: Any = em.fit(key_fit, family, np.asarray(train), **{"restarts": 2, "tolerance": 1e-4, **fit}).model
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model))
     law = em.discretised(model, data.levels) if isinstance(getattr(model, "components", None), Normal) else model
     if of_integers or law is not model:
@@ -113,22 +119,6 @@ def by_vae(
         lambda images: evaluation.importance_weighted_evidence(key, vae, images, samples=samples, batch_size=batch_size)
     )
     return _entry(name, f"IWAE-{samples}", measure(images), data, parameters, begin)
-
-
-def together(name: str, entries: Sequence[Entry]) -> Entry:
-    """The mixture of some models in equal parts, itself a model: log P(x) = log mean of theirs."""
-    nats = jnp.stack([entry.evidence.nats for entry in entries])
-    shares = jax.nn.softmax(nats, 0)
-    variance = jnp.sum(shares**2 * jnp.stack([entry.evidence.variance for entry in entries]), 0)
-    evidence = Evidence(jax.scipy.special.logsumexp(nats, 0) - jnp.log(len(entries)), variance)
-    return Entry(
-        name,
-        ", ".join(dict.fromkeys(entry.measured for entry in entries)),
-        evidence,
-        entries[0].dimensions,
-        sum(entry.parameters for entry in entries),
-        sum(entry.seconds for entry in entries),
-    )
 
 
 def _entry(name: str, measured: str, evidence: Evidence, data: datasets.Dataset, parameters: int, begin: float):
