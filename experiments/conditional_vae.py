@@ -119,17 +119,19 @@ def build(config: Config, image_shape: tuple[int, ...], levels: int) -> CVAENetw
     )
 
 
-def likelihoods(key, cvae: conditional.CVAE, data: datasets.Dataset, samples: int) -> dict[str, cards.Number]:
+def likelihoods(key, networks: CVAENetworks, params, data: datasets.Dataset, samples: int) -> dict[str, cards.Number]:
     """Test bounds with their standard errors over examples, and the accuracy of Bayes' rule."""
     class_prior = Categorical(jnp.log(jnp.bincount(data.train_labels, length=CLASSES).astype(jnp.float32)))
     images, labels = jnp.asarray(data.test_images, jnp.float32), jnp.asarray(data.test_labels)
     # memory: batch_size x samples decodings at once
     batch_size = max(1, 4000 // samples)
-    evidence = jax.jit(
-        lambda key, images: conditional.class_evidence(
-            key, cvae, class_prior, images, samples=samples, batch_size=batch_size
-        )
-    )(key, images)
+
+    @jax.jit
+    def measure(params, images):
+        cvae = networks.bind(params)
+        return conditional.class_evidence(key, cvae, class_prior, images, samples=samples, batch_size=batch_size)
+
+    evidence = measure(params, images)
     dimensions = images[0].size
     given_class = evidence.at(labels).likelihood(dimensions)
     unconditional = evidence.marginal().likelihood(dimensions)
@@ -147,7 +149,7 @@ def likelihoods(key, cvae: conditional.CVAE, data: datasets.Dataset, samples: in
     }
 
 
-def style(cvae: conditional.CVAE, data: datasets.Dataset) -> dict[str, cards.Number]:
+def style(networks: CVAENetworks, params, data: datasets.Dataset) -> dict[str, cards.Number]:
     """How test images drawn as other classes keep their style, and whether they are of that class for an outsider.
 
     The outsider is the nearest training image; on the test images themselves its accuracy is `nearest_accuracy`.
@@ -158,16 +160,14 @@ def style(cvae: conditional.CVAE, data: datasets.Dataset) -> dict[str, cards.Num
     known_labels = jnp.asarray(data.train_labels)[:10_000]
 
     @jax.jit
-    def measure(images, labels, known):
+    def measure(params, images, labels, known):
+        cvae = networks.bind(params)
         drawn = jax.vmap(lambda x, y: latent_space.analogies(cvae, x, y, classes=CLASSES))(images, labels)
 
-        def nearest(image):
-            return known_labels[jnp.argmin(jnp.sum((known - image[None]) ** 2, range(1, known.ndim)))]
-
-        seen = jax.lax.map(jax.vmap(nearest), drawn)
+        seen = jax.lax.map(lambda images: conditional.nearest_label(known, known_labels, images), drawn)
         other = labels[:, None] != jnp.arange(CLASSES)[None]
         as_asked = (other & (seen == jnp.arange(CLASSES)[None])).sum(1) / (CLASSES - 1)
-        itself = jax.lax.map(nearest, images) == labels
+        itself = conditional.nearest_label(known, known_labels, images) == labels
         kept = latent_space.style_kept(drawn, images, labels)
         codes = jax.vmap(lambda x, y: cvae.encode(x, y).mean())(images, labels)
         own = jax.nn.one_hot(labels, CLASSES)
@@ -175,7 +175,7 @@ def style(cvae: conditional.CVAE, data: datasets.Dataset) -> dict[str, cards.Num
         leaked = class_means.var(0).sum() / codes.var(0).sum()
         return kept, evaluation.over_examples(as_asked), evaluation.over_examples(itself.astype(jnp.float32)), leaked
 
-    kept, as_asked, itself, leaked = measure(images, labels, known)
+    kept, as_asked, itself, leaked = measure(params, images, labels, known)
     return {
         **{f"{name}_kept": cards.number(e.value, e.standard_error, unit="correlation") for name, e in kept.items()},
         "analogies_of_class": cards.number(as_asked.value, as_asked.standard_error, unit="fraction"),
@@ -208,12 +208,17 @@ def main(config: Config, run: Run) -> cards.Card:
             ema_decay=config.ema_decay,
         )
         key_eval, key_pictures = jax.random.split(key_test)
-        cvae = networks.bind(state.averaged)
-        numbers = likelihoods(key_eval, cvae, data, config.eval_samples) | style(cvae, data)
+        numbers = likelihoods(key_eval, networks, state.averaged, data, config.eval_samples)
+        numbers |= style(networks, state.averaged, data)
         images, labels = jnp.asarray(data.test_images, jnp.float32), jnp.asarray(data.test_labels)
         names = FASHION if config.dataset == "fashion_mnist" else None
         figures = latent_pictures.conditional_model(
-            key_pictures, cvae, images[:STYLE_IMAGES], labels[:STYLE_IMAGES], classes=CLASSES, names=names
+            key_pictures,
+            networks.bind(state.averaged),
+            images[:STYLE_IMAGES],
+            labels[:STYLE_IMAGES],
+            classes=CLASSES,
+            names=names,
         )
         return experiment.finish(numbers, figures)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special, stats
+from sklearn.neighbors import KNeighborsClassifier
 
 from experiments import conditional_vae, semi_supervised
 from tests.oracles import holds_only_for, z_threshold
@@ -17,6 +18,7 @@ from vbjax.distributions import Categorical, MultivariateNormal
 from vbjax.experiment import Run
 from vbjax.linear_gaussian import LinearVAE
 from vbjax.networks.conditional_vae import mlp_cvae, mlp_m2
+from vbjax.reports import latent_pictures
 
 
 @pytest.fixture
@@ -194,6 +196,26 @@ def test_the_unlabelled_bound_is_the_evidence_at_both_posteriors_and_loses_both_
     holds_only_for(loses(tight), 0.0, 0.1)
     holds_only_for(loses(wide), widened, 0.0, 2 * widened)
     holds_only_for(loses(both), widened + from_classes, widened, from_classes)
+
+
+def test_the_nearest_label_is_scikit_learns():
+    rng = np.random.default_rng(4)
+    known, images, labels = rng.normal(size=(60, 3, 4)), rng.normal(size=(40, 3, 4)), rng.integers(0, 5, 60)
+    reference = KNeighborsClassifier(1).fit(known.reshape(60, -1), labels).predict(images.reshape(40, -1))
+
+    def agrees(known):
+        found = conditional.nearest_label(*(jnp.asarray(v) for v in (known, labels, images.astype(np.float32))))
+        np.testing.assert_array_equal(found, reference)
+
+    holds_only_for(agrees, known.astype(np.float32), -known.astype(np.float32))
+
+
+def test_the_sources_of_a_picture_have_little_and_much_of_a_style_and_differ_in_class():
+    labels, values = np.arange(300) // 30, np.arange(300.0)
+    low, high = latent_pictures.extremes(values, labels)
+    # the outer 1% left out, then the outermost of each class
+    assert low == [3, 30]
+    assert high == [296, 269]
 
 
 def tiny_networks(dropout=0.0):

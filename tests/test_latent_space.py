@@ -201,6 +201,11 @@ def test_style_measures_the_moments_of_a_sheared_normal_density():
     holds_only_for(agrees, blob(0.4), blob(0.4)[:, ::-1], blob(0.4).T, blob(0.4, height=3.1), blob(0.4, ink=2.1))
 
 
+def test_a_blank_image_and_a_dash_have_finite_styles():
+    assert latent_space.style(jnp.zeros((4, 4))) == (0, 0, 0, 0)
+    assert latent_space.style(jnp.zeros((4, 4)).at[1].set(1.0)) == (0.25, 0, 1.25**0.5, 0)
+
+
 def test_style_kept_is_one_for_copies_that_share_it_and_nothing_for_the_class_or_for_chance():
     rng = np.random.default_rng(3)
     count, classes = 300, 3

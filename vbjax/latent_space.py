@@ -85,12 +85,14 @@ class Style(NamedTuple):
 
 
 def style(image: Float[Array, "rows columns"]) -> Style:
-    """First and second moments of the ink, pixels being the weights (non-negative, not all zero)."""
-    weight = image / image.sum()
+    """First and second moments of the ink, pixels being the weights: non-negative. Zero where there is no ink, and no
+    slant within a single row.
+    """
+    weight = image / _or_one(image.sum())
     rows, columns = jnp.meshgrid(*(jnp.arange(n, dtype=image.dtype) for n in image.shape), indexing="ij")
     rows, columns = rows - jnp.sum(weight * rows), columns - jnp.sum(weight * columns)
     row_variance = jnp.sum(weight * rows**2)
-    slant = -jnp.sum(weight * rows * columns) / row_variance
+    slant = -jnp.sum(weight * rows * columns) / _or_one(row_variance)
     return Style(image.mean(), slant, jnp.sqrt(jnp.sum(weight * columns**2)), jnp.sqrt(row_variance))
 
 
@@ -122,3 +124,8 @@ def style_kept(
         return Estimate(r, (1 - r**2) / count**0.5, count)
 
     return {name: correlation(*pair) for name, *pair in zip(Style._fields, sources, copies, strict=True)}
+
+
+def _or_one(x: Scalar) -> Scalar:
+    """A divisor for what is zero where x is."""
+    return jnp.where(x == 0, 1, x)

@@ -51,14 +51,14 @@ def style_values(images: Array, labels: Array, *, classes: int) -> dict[str, np.
 
 
 def extremes(values: np.ndarray, labels: np.ndarray, *, count: int = 2) -> tuple[list[int], list[int]]:
-    """The examples with the least and with the greatest values, each of another class."""
+    """Examples with small and with great values, each of another class; beyond the outer 1% there are odd ones."""
 
     def first_of_their_class(order: np.ndarray) -> list[int]:
         ranks = [np.flatnonzero(labels[order] == y)[0] for y in np.unique(labels)]
         return order[sorted(ranks)[:count]].tolist()
 
-    order = np.argsort(values)
-    return first_of_their_class(order), first_of_their_class(order[::-1])
+    order, odd = np.argsort(values), len(values) // 100
+    return first_of_their_class(order[odd:]), first_of_their_class(order[::-1][odd:])
 
 
 def analogies(cvae: CVAE, images: Array, labels: Array, values: dict[str, np.ndarray], names: Sequence[str]):
