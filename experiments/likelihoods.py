@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vbjax.cli import start_jax
 
@@ -100,13 +100,13 @@ def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]
     shape, levels = data.train_images.shape[1:], data.levels
     k, few = config.components, max(1, config.components // 4)
     pixels, short = ("bernoulli",) * 2 if levels == 2 else ("discretised_logistic_mixture", "logistic_mixture")
-    shared = {"likelihood": pixels, "levels": levels, "hidden": config.hidden, "dropout": config.dropout}
-    plain = mlp_vae(shape, latent_dim=config.latent_dim, **shared)
-    looking_back = mlp_vae(shape, latent_dim=config.latent_dim, **shared | {"likelihood": f"autoregressive_{short}"})
-    flow = mlp_vae(shape, latent_dim=config.latent_dim, prior="flow", **shared)
+    shared: dict[str, Any] = {"levels": levels, "hidden": config.hidden, "dropout": config.dropout}
+    plain = mlp_vae(shape, latent_dim=config.latent_dim, likelihood=pixels, **shared)
+    flow = mlp_vae(shape, latent_dim=config.latent_dim, likelihood=pixels, prior="flow", **shared)
+    looking_back = mlp_vae(shape, latent_dim=config.latent_dim, likelihood=f"autoregressive_{short}", **shared)
     # the levels share the latents of the others
     split = (max(1, config.latent_dim // 3), config.latent_dim)
-    levels_of_latents = hierarchical_vae(shape, latent_dims=split, **shared)
+    levels_of_latents = hierarchical_vae(shape, latent_dims=split, likelihood=pixels, **shared)
 
     def fitted(name: str, family: em.Family, **options) -> Maker:
         return lambda key: leaderboard.by_em(key, f"{name}, EM", family, data, **options)
@@ -137,7 +137,7 @@ def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]
 
         return make
 
-    slow = {"tolerance": 1e-6, "max_iterations": 20_000, "restarts": 1}
+    slow: dict[str, Any] = {"tolerance": 1e-6, "restarts": 1}
     return {
         "counted": lambda key: leaderboard.counted(data),
         "categoricals": fitted(

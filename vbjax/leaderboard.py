@@ -68,9 +68,10 @@ def by_em(
     *,
     of_integers: bool = False,
     samples: int = 64,
-    **fit: Any,
+    tolerance: int | float = 1e-4,
+    restarts: int = 2,
 ) -> Entry:
-    """A model fitted by EM, the better of two starts; fit: options of `em.fit`.
+    """A model fitted by EM, the best of some starts.
 
     of_integers: whether the family models the integers themselves; other densities are fitted to dequantised pixels,
     and then integrated over each pixel's cell where the pixels are independent given the component, which is exact, or
@@ -81,7 +82,9 @@ def by_em(
     train, test = (jnp.asarray(part).reshape(len(part), -1) for part in (data.train_images, data.test_images))
     if not of_integers:
         train = dequantise(key_noise, jnp.tile(train, (_DEQUANTISED_COPIES, 1)))
-    model: Any = em.fit(key_fit, family, np.asarray(train), **{"restarts": 2, "tolerance": 1e-4, **fit}).model
+    model: Any = em.fit(
+        key_fit, family, np.asarray(train), restarts=restarts, tolerance=tolerance, max_iterations=20_000
+    ).model
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model))
     law = em.discretised(model, data.levels) if isinstance(getattr(model, "components", None), Normal) else model
     if of_integers or law is not model:
