@@ -1,4 +1,4 @@
-"""experiments/vae.py as its user meets it: a run end to end, an exact resume, and every refusal before any work."""
+"""experiments/vae.py and hierarchical_vae.py as users meet them: runs, exact resumes, refusals before any work."""
 
 import dataclasses
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import vae
+from experiments import hierarchical_vae, vae
 from vbjax import cards, runs
 
-TINY = vae.Config(hidden=(16,), latent_dim=2, samples=1, steps=200, batch_size=32, eval_samples=4)
+TINY = vae.Config(hidden=(16,), latent_dim=2, objective="elbo", samples=1, steps=200, batch_size=32, eval_samples=4)
 
 
 def run_in(folder, **options):
@@ -75,6 +75,15 @@ def test_another_configuration_in_the_same_folder_is_refused_by_naming_the_field
         ({"eval_samples": -3}, "eval_samples"),
         ({"seed": 10**22}, "seed"),
         ({"steps": 3_000_000_000}, "steps"),
+        ({"objective": "iwae"}, "samples must be at least 2 for objective 'iwae'"),
+        ({"samples": 5}, "several draws are for iwae and renyi"),
+        ({"beta": 2.0}, "beta is read by objective 'beta' only"),
+        ({"objective": "beta", "beta": -1.0, "warmup_steps": 10}, "beta"),
+        ({"objective": "free_bits", "prior": "vamp"}, "encoder 'diagonal' and prior 'standard'"),
+        ({"objective": "free_bits", "warmup_steps": 10}, "warmup_steps"),
+        ({"objective": "renyi", "samples": 5, "alpha": float("inf")}, "alpha"),
+        ({"encoder": "flow", "latent_dim": 1}, "latent_dim"),
+        ({"body": "conv", "features": (4, 4, 4, 4, 4)}, "features"),
     ],
 )
 def test_bad_input_leaves_with_code_2_one_line_and_no_folder(changes, said, tmp_path, capsys):
@@ -101,6 +110,59 @@ def test_checkpoints_need_a_positive_distance(tmp_path, capsys):
         vae.main(TINY, vae.Run(out=tmp_path / "run", quiet=True, checkpoint_every=0))
     assert refusal.value.code == 2
     assert "checkpoint_every" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"warmup_steps": 10, "samples": 5}, "warmup_steps"),
+        ({"latent_dims": (0, 4)}, "latent_dims"),
+        ({"hidden_top": ()}, "hidden"),
+        ({"batch_size": 5000}, "1347 training examples"),
+    ],
+)
+def test_the_hierarchical_script_refuses_likewise(changes, said, tmp_path, capsys):
+    config = dataclasses.replace(hierarchical_vae.Config(), **changes)
+    with pytest.raises(SystemExit) as refusal:
+        hierarchical_vae.main(config, run_in(tmp_path / "run"))
+    assert refusal.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_hierarchical_run_prices_each_level_and_resumes_to_the_same_numbers(tmp_path):
+    config = hierarchical_vae.Config(
+        latent_dims=(2, 4), hidden=(16,), hidden_top=(8,), samples=1, warmup_steps=50, steps=200, eval_samples=4
+    )
+    card = hierarchical_vae.main(config, run_in(tmp_path / "run"))
+    kls = [card.numbers[name].value for name in ("kl_top", "kl_bottom")]
+    assert min(kls) > 0
+    total = sum(kls) - card.numbers["reconstruction"].value
+    assert card.numbers["negative_elbo"].value == pytest.approx(total, rel=1e-5)
+    assert hierarchical_vae.main(config, run_in(tmp_path / "run", resume=True)).numbers == card.numbers
+    names = {path.stem for path in (tmp_path / "run" / "pictures").iterdir()}
+    assert names == {"reconstructions", "samples", "levels", "codes_top", "codes_bottom"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encoder": "flow", "prior": "vamp", "body": "conv", "features": (4,)},
+        {"encoder": "full", "prior": "flow", "objective": "renyi", "samples": 2},
+        {"prior": "mixture", "objective": "capacity", "capacity": 5.0, "warmup_steps": 10},
+        {"likelihood": "normal_predicted", "objective": "free_bits", "free_nats": 0.2},
+    ],
+)
+def test_every_option_trains_and_only_integers_are_priced_in_bits(changes, tmp_path):
+    config = dataclasses.replace(TINY, steps=20, **changes)
+    card = vae.main(config, run_in(tmp_path / "run"))
+    assert ("bits_per_dim" in card.numbers) == (config.likelihood == "discretised_logistic_mixture")
+    assert np.isfinite(card.numbers["iwae_4_nll"].value)
 
 
 @pytest.mark.slow

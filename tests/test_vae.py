@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import z_threshold
 from scipy import stats
 
 from vbjax import bounds, evaluation, vae
-from vbjax.distributions import MultivariateNormal, Normal
+from vbjax.distributions import Mixture, MultivariateNormal, Normal
 
 LOADING = np.array([[1.0, 0.5], [-0.5, 1.0], [0.3, -0.2]], np.float32)
 OFFSET = np.array([0.2, -0.1, 0.4], np.float32)
@@ -73,6 +74,32 @@ def test_elbo_terms_average_to_their_closed_forms_within_five_standard_errors():
     # the wrong variant: the reconstruction without the spread of q
     assert abs(terms.reconstruction.mean() - closed_form_elbo(PIXELS[0], 0.3, 1e-6)[0]) > 10 * error
     np.testing.assert_allclose(terms.total, terms.reconstruction - terms.kl)
+
+
+def test_a_kl_without_a_closed_form_is_estimated_without_bias_at_the_draw():
+    prior = Mixture(jnp.asarray([0.0, 1.0]), Normal(jnp.asarray([[-2.0], [1.0]]), jnp.asarray([[0.5], [1.0]])))
+    model = vae.VAE(prior, lambda x: Normal(jnp.asarray([0.4]), jnp.asarray([0.8])), lambda z: Normal(z, jnp.ones(1)))
+    count = 20_000
+    terms = jax.vmap(lambda key: vae.elbo(key, model, jnp.zeros(1)))(jax.random.split(jax.random.key(9), count))
+    grid = np.linspace(-8, 8, 20_001)
+    q = stats.norm(0.4, 0.8)
+    share = 1 / (1 + np.e)
+    log_p = np.log(share * stats.norm(-2, 0.5).pdf(grid) + (1 - share) * stats.norm(1, 1).pdf(grid))
+    exact = np.sum(q.pdf(grid) * (q.logpdf(grid) - log_p)) * (grid[1] - grid[0])
+    error = terms.kl.std() / count**0.5
+    assert abs(terms.kl.mean() - exact) < z_threshold(1) * error
+    # the wrong variant: the KL the other way round
+    p = np.exp(log_p)
+    assert abs(terms.kl.mean() - np.sum(p * (log_p - q.logpdf(grid))) * (grid[1] - grid[0])) > 10 * error
+
+
+def test_the_kl_by_coordinate_is_that_of_each_coordinate():
+    law, x = Normal(jnp.asarray([0.0, 1.5, -0.2]), jnp.asarray([1.0, 0.3, 2.0])), jnp.zeros(3)
+    model = vae.VAE(Normal(jnp.zeros(3), jnp.ones(3)), lambda x: law, lambda z: Normal(z, jnp.ones(3)))
+    kls = vae.grouped_elbo(jax.random.key(0), model, x).kls
+    np.testing.assert_allclose(kls, 0.5 * (law.scale**2 + law.loc**2 - 1 - 2 * jnp.log(law.scale)), rtol=1e-5)
+    # where the coordinates depend on each other the KL is one group
+    assert vae.grouped_elbo(jax.random.key(0), linear_vae(), jnp.asarray(PIXELS[0])).kls.shape == (1,)
 
 
 def test_importance_weighted_nll_meets_the_exact_evidence_within_its_own_error_and_the_elbo_does_not():

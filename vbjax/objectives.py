@@ -58,7 +58,13 @@ def capacity(target: Weight, *, gamma: Weight) -> Objective:
     """
     _check_not_negative("capacity", target)
     _check_not_negative("gamma", gamma)
-    return lambda terms: terms.reconstruction - gamma * jnp.abs(terms.kl - target)
+
+    def objective(terms: GroupedELBO) -> Scalar:
+        excess = terms.kl - target
+        # |excess|, whose slope at zero is zero, as that of jnp.abs is not
+        return terms.reconstruction - gamma * excess * jnp.sign(excess)
+
+    return objective
 
 
 def free_bits(free_nats: Weight) -> Objective:
@@ -72,7 +78,7 @@ def free_bits(free_nats: Weight) -> Objective:
 
 def ramp(step: int | Int[Array, ""], steps: int) -> Scalar:
     """A line from 0 at step 0 to 1 at `steps`, and 1 from there on; 1 throughout for zero steps."""
-    return jnp.minimum((jnp.asarray(step, jnp.float32) + (steps == 0)) / max(steps, 1), 1.0)
+    return jnp.minimum(jnp.asarray(step, float) / steps, 1.0) if steps else jnp.ones(())
 
 
 def _check_not_negative(name: str, value: Weight) -> None:

@@ -5,7 +5,7 @@ path gives it with what the image says. Otherwise a network of its own reads z_t
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from vbjax.objectives import Objective
 from vbjax.types import Bound, Params, PRNGKey
 from vbjax.vae import VAE
 
-Inference = Literal["ladder", "separate"]
 LEVELS = ("kl_top", "kl_bottom")
 """Names of the KL's groups."""
 
@@ -111,15 +110,15 @@ def hierarchical_vae(
     latent_dims: tuple[int, int],
     hidden: Sequence[int],
     hidden_top: Sequence[int] = (128,),
-    inference: Inference = "ladder",
+    inference: str = "ladder",
     activation: str = "relu",
     dropout: float = 0.0,
 ) -> HierarchicalVAENetworks:
     """A VAE with two levels of latents and multi-layer perceptrons.
 
     latent_dims: of (z_top, z_bottom). hidden: widths from the pixels inwards, which the decoder mirrors. hidden_top:
-    widths of the networks between the levels. The others, and ValueError, as `networks.vae.mlp_vae`. Source:
-    Sønderby et al. (2016).
+    widths of the networks between the levels. inference: "ladder" or "separate". The others, and ValueError, as
+    `networks.vae.mlp_vae`. Source: Sønderby et al. (2016).
     """
     check_mlp(hidden, activation, dropout)
     check_mlp(hidden_top, activation, dropout)
