@@ -11,6 +11,7 @@ accuracy of the Bayes classifier that the bounds make, and how much of the style
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 from vbjax.cli import start_jax
@@ -19,8 +20,9 @@ start_jax()
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
-from vbjax import cards, conditional, datasets, evaluation, latent_space, training
+from vbjax import cards, conditional, datasets, evaluation, latent_space, objectives, training
 from vbjax.distributions import Categorical
 from vbjax.experiment import Experiment, Run, check_counts, command_line, load_data, preparing
 from vbjax.networks.conditional_vae import CVAENetworks, mlp_cvae
@@ -56,6 +58,8 @@ class Config:
     """Dropout in the hidden layers while training, in [0, 1)."""
     samples: int = 1
     """Draws of z per example while training: 1 is the ELBO with its exact KL, more the IWAE bound."""
+    beta_start: float = 1.0
+    """Weight of the KL at first; falls to 1, the ELBO itself, half-way. A dear code leaves the class to the label."""
     steps: int = 3000
     """Training steps."""
     batch_size: int = 128
@@ -73,8 +77,9 @@ class Config:
 _BITS = Config(
     binarise="static",
     likelihood="bernoulli",
-    latent_dim=16,
+    latent_dim=8,
     hidden=(400, 400),
+    beta_start=20.0,
     steps=6000,
     eval_samples=20,
 )
@@ -94,6 +99,8 @@ def validate(config: Config, run: Run) -> None:
             "the others grey levels"
         )
     check_counts(config, run)
+    if not 1 <= config.beta_start < math.inf or (config.beta_start > 1 and config.samples > 1):
+        raise ValueError(f"beta_start must be at least 1, and 1 with several samples, got {config.beta_start}")
     training.init_state({}, make_optimizer(config), ema_decay=config.ema_decay)
     build(config, (8, 8), 2 if config.binarise == "static" else 17)
 
@@ -117,6 +124,25 @@ def build(config: Config, image_shape: tuple[int, ...], levels: int) -> CVAENetw
         activation=config.activation,
         dropout=config.dropout,
     )
+
+
+def make_loss(config: Config, networks: CVAENetworks):
+    """The loss on `((images, labels), step)`."""
+
+    def loss(key, params, batch):
+        examples, step = batch
+        if config.beta_start == 1:
+            return networks.loss(samples=config.samples)(key, params, examples)
+        beta = config.beta_start + (1 - config.beta_start) * objectives.ramp(step, max(1, config.steps // 2))
+        return networks.loss(objective=objectives.beta_elbo(beta))(key, params, examples)
+
+    return loss
+
+
+def make_batch(key, data: datasets.Dataset, size: int) -> Partial:
+    """`step -> ((images, labels), step)`."""
+    examples = datasets.batches(key, (data.train_images, data.train_labels), size)
+    return Partial(lambda examples, step: (examples(step), step), examples)
 
 
 def likelihoods(key, networks: CVAENetworks, params, data: datasets.Dataset, samples: int) -> dict[str, cards.Number]:
@@ -200,8 +226,8 @@ def main(config: Config, run: Run) -> cards.Card:
     with experiment.running():
         state = experiment.train(
             key_train,
-            networks.loss(samples=config.samples),
-            datasets.batches(key_data, (data.train_images, data.train_labels), config.batch_size),
+            make_loss(config, networks),
+            make_batch(key_data, data, config.batch_size),
             optimizer,
             state,
             steps=config.steps,

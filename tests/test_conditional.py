@@ -274,6 +274,8 @@ TINY_M2 = semi_supervised.Config(hidden=(16,), latent_dim=3, steps=200, batch_si
         (conditional_vae, TINY, {"batch_size": 5000}, "1347 training examples"),
         (conditional_vae, TINY, {"eval_samples": 1}, "eval_samples"),
         (conditional_vae, TINY, {"ema_decay": 1.0}, "ema_decay"),
+        (conditional_vae, TINY, {"beta_start": 0.5}, "beta_start"),
+        (conditional_vae, TINY, {"beta_start": 2.0, "samples": 5}, "beta_start"),
         (semi_supervised, TINY_M2, {"labels_per_class": 200}, "labels_per_class"),
         (semi_supervised, TINY_M2, {"labels_per_class": 0}, "labels_per_class"),
         (semi_supervised, TINY_M2, {"alpha": -1.0}, "alpha"),

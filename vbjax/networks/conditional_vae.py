@@ -8,11 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from vbjax import conditional
+from vbjax import conditional, objectives
 from vbjax.conditional import CVAE, M2, Label
 from vbjax.distributions import Categorical, Distribution, Normal
 from vbjax.networks.mlp import MLP
 from vbjax.networks.vae import VAENetworks, batch_loss, mlp_vae
+from vbjax.objectives import Objective
 from vbjax.types import Params, PRNGKey, Scalar
 
 Labelled = tuple[Array, Int[Array, " n"]]
@@ -56,17 +57,22 @@ class CVAENetworks(NamedTuple):
         return x * self.vae.pixel_scale + self.vae.pixel_offset
 
     def loss(
-        self, *, samples: int = 1, binarise_dynamically_from: int | None = None
+        self,
+        *,
+        samples: int = 1,
+        objective: Objective = objectives.elbo,
+        binarise_dynamically_from: int | None = None,
     ) -> Callable[[PRNGKey, Params, Labelled], tuple[Scalar, Terms]]:
         """The negative bound on log p(x|y) in nats, averaged over a batch of images and labels, with its terms.
 
-        Arguments as `vae.batch_loss`, which raises ValueError at the first batch for samples below one.
+        Arguments as `vae.batch_loss`, which raises ValueError at the first batch; the objective is of one example.
         """
 
         def one(key: PRNGKey, params: Params, image: Array, label: Int[Array, ""]):
             loss = batch_loss(
                 lambda params, key: conditional.given(self.bind(params, key), label),
                 samples=samples,
+                objective=objective,
                 binarise_dynamically_from=binarise_dynamically_from,
             )
             return loss(key, params, image[None])
