@@ -22,6 +22,7 @@ from vbjax.cli import start_jax
 start_jax()
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vbjax import cards, datasets, em, leaderboard, progress, runs
@@ -167,7 +168,7 @@ def save(path: Path, entry: Entry) -> None:
 def restore(path: Path) -> Entry:
     """Read what `save` wrote."""
     with np.load(path) as row:
-        evidence = Evidence(row["nats"], row["variance"])
+        evidence = Evidence(jnp.asarray(row["nats"]), jnp.asarray(row["variance"]))
         texts, counts = (str(row["name"]), str(row["measured"])), (int(row["dimensions"]), int(row["parameters"]))
         return Entry(*texts, evidence, *counts, float(row["seconds"]))
 

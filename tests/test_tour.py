@@ -2,15 +2,13 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
-from vbjax import cli, datasets, runs
+from vbjax import cli, datasets, leaderboard, runs
 from vbjax import tour as tour_module
 from vbjax.derivations import command
 from vbjax.reports import section
-from vbjax.tour import independent_pixels, tour
-from vbjax.types import Estimate
+from vbjax.tour import tour
 
 SMALL = {
     "ids": ["elbo-decomposition", "rloo-variance"],
@@ -30,9 +28,10 @@ def page(tmp_path_factory):
 def test_the_tour_writes_one_page_with_checks_study_and_vae(page):
     status, text = page
     assert status == 0
-    for part in ("summary", "derivations", "estimators", "conformance", "vae", "rloo-variance", "learning-curve-title"):
+    parts = ("summary", "derivations", "estimators", "conformance", "vae", "conditional-vae", "leaderboard")
+    for part in (*parts, "rloo-variance", "learning-curve-title"):
         assert f'id="{part}"' in text
-    assert text.count("data:image/png;base64") == 4
+    assert text.count("data:image/png;base64") == 5
     assert "<script" not in text
     assert 'src="http' not in text
 
@@ -46,23 +45,15 @@ def test_a_check_that_fails_makes_the_exit_status_one_and_still_leaves_a_page(tm
             yield dataclasses.replace(verdict, error=1.0)
 
     monkeypatch.setattr(command, "verdicts_of", with_a_fault)
-    monkeypatch.setattr(tour_module, "train", lambda key, *, steps: None)
-    nothing = section("Left out", id="vae")
-    monkeypatch.setattr(tour_module, "describe", lambda trained: (nothing, Estimate(np.float32(2), np.float32(1), 2)))
+    data = datasets.load("digits")
+    trained = tour_module.Trained(*[None] * 6)._replace(data=data)
+    monkeypatch.setattr(tour_module, "train", lambda key, *, steps: trained)
+    monkeypatch.setattr(tour_module, "describe", lambda trained: (section("VAE", id="vae"), leaderboard.counted(data)))
+    monkeypatch.setattr(tour_module, "conditional_section", lambda key, *, steps: section("Left out", id="conditional"))
+    monkeypatch.setattr(tour_module, "quick_rows", lambda key, data: [])
     monkeypatch.setattr(tour_module, "ESTIMATORS", tour_module.ESTIMATORS[:1])
     assert tour(tmp_path / "page", **SMALL) == 1
     assert "fails" in (tmp_path / "page" / "index.html").read_text()
-
-
-def test_independent_pixels_cost_the_empirical_cross_entropy():
-    data = datasets.load("digits")
-    bits = independent_pixels(data)
-    train, test = data.train_images.reshape(-1, 64), data.test_images.reshape(-1, 64)
-    total = 0.0
-    for pixel in range(64):
-        counts = np.bincount(train[:, pixel], minlength=17) + 0.1
-        total -= np.log2(counts / counts.sum())[test[:, pixel]].mean()
-    assert float(bits.value) == pytest.approx(total / 64, rel=1e-5)
 
 
 def test_an_output_that_is_a_file_is_refused_before_any_work(tmp_path, capsys):

@@ -125,7 +125,7 @@ def by_vae(
 
 
 def _entry(name: str, measured: str, evidence: Evidence, data: datasets.Dataset, parameters: int, begin: float):
-    evidence = jax.tree.map(np.asarray, evidence)
+    evidence = jax.block_until_ready(evidence)
     dimensions = int(np.prod(data.test_images.shape[1:]))
     return Entry(name, measured, evidence, dimensions, parameters, time.perf_counter() - begin)
 

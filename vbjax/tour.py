@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import io
 import math
 import sys
 import time
@@ -14,32 +13,29 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.tree_util import Partial
-from jaxtyping import Array
 
-from vbjax import cards, datasets, evaluation, progress, runs, studies, training
+from vbjax import cards, datasets, em, evaluation, leaderboard, progress, runs, studies, training
 from vbjax.derivations import command, registry
 from vbjax.estimators import catalogue
 from vbjax.networks.vae import VAENetworks, mlp_vae
-from vbjax.reports import Html, Section, figure, figure_style, image, page, pictures, prose, section, stat_tiles, table
+from vbjax.recipe import count_parameters, fit_vae
+from vbjax.reports import Html, Section, figure, figure_style, image, page, pictures, prose, section, stat_tiles
 from vbjax.reports.derivations import derivations_section
 from vbjax.reports.evidence import conformance_section
+from vbjax.reports.leaderboard import leaderboard_section
 from vbjax.reports.studies import tour_section
 from vbjax.studies.conformance import conformance
 from vbjax.studies.toy_problems import toy_problems
+from vbjax.tour_conditional import conditional_section
 from vbjax.types import Estimate, PRNGKey
 
 ESTIMATORS = ("pathwise", "score", "rloo")
 SAMPLES = (1, 2)
 REPLICATIONS = 100_000
 STEPS = 1500
-REFERENCES = (
-    ("mixture of categoricals, K = 10", 2.211),
-    ("MLP-VAE, categorical pixels, IWAE-100", 2.084),
-    ("MLP-VAE, 3 discretised logistics, IWAE-1000", 1.933),
-)
-"""Earlier results on the same integers and the same split, bits per dimension, without intervals."""
+CONDITIONAL_STEPS = 600
+COMPONENTS = 10
+"""Of the mixture of categoricals that EM fits."""
 
 
 def tour(
@@ -58,7 +54,7 @@ def tour(
     """
     begin, provenance = time.perf_counter(), cards.provenance()
     target = runs.writable_folder(out) / "index.html"
-    key_vae = jax.random.key(seed)
+    key_vae, key_conditional, key_rows = jax.random.split(jax.random.key(seed), 3)
 
     with _part("checking derivations"):
         verdicts = list(command.verdicts_of(registry.select(ids), seed=seed))
@@ -76,7 +72,12 @@ def tour(
     with _part("training a VAE on the 8x8 digits"):
         trained = train(key_vae, steps=steps)
     with _part("measuring its test likelihood and drawing"):
-        vae_section, bits = describe(trained)
+        vae_section, entry = describe(trained)
+    with _part("training a class-conditional VAE"):
+        given_the_class = conditional_section(key_conditional, steps=min(steps, CONDITIONAL_STEPS))
+    with _part("fitting mixtures by EM for the leaderboard"):
+        entries = [*quick_rows(key_rows, trained.data), entry]
+    bits = entry.likelihood.bits_per_dim
 
     seconds = time.perf_counter() - begin
     document = page(
@@ -87,9 +88,13 @@ def tour(
             tour_section(problems, results, replications=replications),
             conformance_section(judged, title="Every estimator on one bit"),
             vae_section,
+            given_the_class,
+            leaderboard_section(
+                entries, title="One leaderboard", about="The last 450 of scikit-learn's 8×8 digits, 17 levels a pixel."
+            ),
         ],
         subtitle="Derivations with both sides computed by independent routes, gradient estimators integrated exactly "
-        "and sampled, and a variational auto-encoder measured on held-out digits.",
+        "and sampled, and variational auto-encoders measured on held-out digits.",
         provenance={
             "command": provenance["command"],
             "seed": seed,
@@ -116,75 +121,56 @@ class Trained(NamedTuple):
 
 
 def train(key: PRNGKey, *, steps: int) -> Trained:
-    """Train the digits VAE of the tour: 3 discretised logistics a pixel, the IWAE-5 bound, averaged parameters."""
+    """Train the digits VAE of the tour: pixels that look back, the IWAE-5 bound, averaged parameters."""
     data = datasets.load("digits").on_device()
     networks = mlp_vae(
         (8, 8),
-        likelihood="discretised_logistic_mixture",
+        likelihood="autoregressive_logistic_mixture",
         levels=data.levels,
         latent_dim=24,
         hidden=(512, 512),
         dropout=0.2,
     )
-    optimizer = training.make_optimizer(learning_rate=1e-3, schedule="cosine", steps=steps)
-    key_init, key_data, key_train, key_test = jax.random.split(key, 4)
-    state = training.init_state(jax.jit(networks.init)(key_init), optimizer, ema_decay=0.999)
+    key_train, key_test = jax.random.split(key)
     rows: list[training.Row] = []
-
-    def batch(images: Array, step: Array) -> Array:
-        return images[datasets.batch_indices(key_data, step, images.shape[0], 128)]
-
     with progress.Progress(steps) as bar:
 
         def on_chunk(state: training.TrainState, row: training.Row) -> None:
             rows.append(row)
             bar.update(row)
 
-        state = training.fit(
-            key_train,
-            networks.loss(samples=5),
-            Partial(batch, data.train_images),
-            optimizer,
-            state,
-            steps=steps,
-            chunk=50,
-            ema_decay=0.999,
-            on_chunk=on_chunk,
-        )
+        state = fit_vae(key_train, networks, jnp.asarray(data.train_images), samples=5, steps=steps, on_chunk=on_chunk)
     return Trained(networks, state, data, key_test, rows, rows[-1]["seconds"])
 
 
-def describe(trained: Trained) -> tuple[Section, Estimate]:
-    """The VAE's section of the page, and its test likelihood in bits per dimension."""
+def describe(trained: Trained) -> tuple[Section, leaderboard.Entry]:
+    """The VAE's section of the page, and its row of the leaderboard."""
     key_elbo, key_iwae, key_pictures = jax.random.split(trained.key, 3)
     vae = trained.networks.bind(trained.state.averaged)
     test = jnp.asarray(trained.data.test_images, jnp.float32)
     terms = jax.jit(lambda key, x: evaluation.elbo_report(key, vae, x))(key_elbo, test)
-    iwae = jax.jit(lambda key, x: evaluation.importance_weighted_nll(key, vae, x, samples=1000, batch_size=8))
-    likelihood = iwae(key_iwae, test)
-    bits, unit = likelihood.bits_per_dim, 64 * math.log(2)
-    negative_elbo = Estimate(
-        terms.negative_elbo.value / unit, terms.negative_elbo.standard_error / unit, terms.negative_elbo.count
+    entry = leaderboard.by_vae(
+        key_iwae,
+        "VAE, IWAE-5",
+        vae,
+        trained.data,
+        samples=1000,
+        parameters=count_parameters(trained.state.params),
+        seconds=trained.seconds,
     )
-    rows = [
-        ("uniform over 17 levels", math.log2(trained.data.levels), "exact"),
-        ("independent pixels, counted", independent_pixels(trained.data), "exact, test split"),
-        *((name, value, "earlier single run") for name, value in REFERENCES),
-        ("this VAE, −ELBO", negative_elbo, "bound, test split"),
-        ("this VAE, IWAE-1000", bits, "bound, test split"),
-    ]
+    unit, active = 64 * math.log(2), evaluation.active_units(evaluation.posterior_means(vae, test))
     figures = pictures.latent_variable_model(key_pictures, vae, test, jnp.asarray(trained.data.test_labels))
     body = [
         prose(
             f"Trained for {int(trained.state.step)} steps in {trained.seconds:.0f} s on the first 1347 of "
-            "scikit-learn's 8×8 digits, judged on the last 450. Every row scores the same integers from 0 to 16, in "
-            "bits per dimension; the number in parentheses is the standard error over test images, in the last digits."
+            "scikit-learn's 8×8 digits, judged on the last 450, on the integers from 0 to 16. A pixel is a mixture of "
+            "three discretised logistics, moved linearly by the pixels before it."
         ),
-        table(("model", "bits/dim", "what it is"), rows, caption="Held-out likelihood, lower is better"),
         prose(
             f"Test ELBO by its terms: reconstruction {terms.reconstruction.value:.2f} nats, KL "
-            f"{terms.kl.value:.2f} nats. {evaluation.active_units(evaluation.posterior_means(vae, test))} of 24 latent "
-            f"units are active. Monte-Carlo error of IWAE-1000: {likelihood.monte_carlo_error / unit:.4f} bits/dim."
+            f"{terms.kl.value:.2f} nats, {terms.negative_elbo.value / unit:.3f} bits/dim together; IWAE-1000 comes to "
+            f"{entry.likelihood.bits_per_dim.value:.3f}. {active} of 24 latent units are active. Monte-Carlo error of "
+            f"IWAE-1000: {entry.likelihood.monte_carlo_error / unit:.4f} bits/dim."
         ),
     ]
     captions = {
@@ -194,17 +180,19 @@ def describe(trained: Trained) -> tuple[Section, Estimate]:
         "latent_map": "Codes of the test digits, projected on their first two principal components.",
     }
     body.append(_learning_curve(trained))
-    body += [image(_png(figures[name]), alt=caption, caption=caption) for name, caption in captions.items()]
-    return section("A variational auto-encoder on the digits", *body, id="vae"), bits
+    body += [image(pictures.png(figures[name]), alt=caption, caption=caption) for name, caption in captions.items()]
+    return section("A variational auto-encoder on the digits", *body, id="vae"), entry
 
 
-def independent_pixels(data: datasets.Dataset) -> Estimate:
-    """Test bits per dimension of a categorical law per pixel, its counts smoothed by one tenth."""
-    train, test = np.asarray(data.train_images), np.asarray(data.test_images)
-    counts = np.stack([(train == level).sum(0) for level in range(data.levels)], -1) + 0.1
-    probs = counts / counts.sum(-1, keepdims=True)
-    chosen = np.take_along_axis(probs[None], test[..., None].astype(int), -1)
-    return evaluation.over_examples(jnp.asarray(-np.log2(chosen).reshape(len(test), -1).mean(1)))
+def quick_rows(key: PRNGKey, data: datasets.Dataset) -> Iterator[leaderboard.Entry]:
+    """The leaderboard's rows that take seconds; `experiments/likelihoods.py` has them all."""
+    key_categoricals, key_normals = jax.random.split(key)
+    yield leaderboard.counted(data)
+    categoricals = em.categorical_mixture(COMPONENTS, data.levels, smoothing=0.1)
+    name = f"mixture of {COMPONENTS} categoricals, EM"
+    yield leaderboard.by_em(key_categoricals, name, categoricals, data, of_integers=True)
+    normals = em.diagonal_gaussians(4 * COMPONENTS, floor=1 / 12)
+    yield leaderboard.by_em(key_normals, f"mixture of {4 * COMPONENTS} diagonal normals, EM", normals, data)
 
 
 def _learning_curve(trained: Trained) -> Html:
@@ -219,12 +207,6 @@ def _learning_curve(trained: Trained) -> Html:
         alt = "Training loss against the step, falling and levelling off"
         caption = "Negative IWAE-5 bound on the training batches, with dropout on, averaged over 50 steps."
         return figure(drawing, name="learning-curve", alt=alt, caption=caption)
-
-
-def _png(drawing) -> bytes:
-    stream = io.BytesIO()
-    drawing.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()
 
 
 def _summary(verdicts, results, bits: Estimate, seconds: float) -> Section:

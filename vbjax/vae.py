@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vbjax import bounds
-from vbjax.distributions import Distribution, Hierarchy, Normal, flows
+from vbjax.distributions import Distribution, Hierarchy, Normal
 from vbjax.divergences import kl_divergence
 from vbjax.hierarchical import kl_at, level_kls
 from vbjax.objectives import GroupedELBO
@@ -75,30 +75,30 @@ def _centre(law: Distribution) -> Event:
     if isinstance(law, Hierarchy):
         above = _centre(law.first)
         return above, _centre(law.then(above))
-    return flows.centre(law)
+    return law.centre()
 
 
 def reconstruct(vae: VAE, x: Array) -> Array:
-    """The decoder's mean at the code of x."""
-    return vae.decode(code(vae, x)).mean()
+    """The centre of the decoder's law at the code of x: its mean, where it has one."""
+    return vae.decode(code(vae, x)).centre()
 
 
 def generate(key: PRNGKey, vae: VAE) -> tuple[Array, Array]:
-    """Ancestral sampling of one example: a draw of z from the prior, then (x drawn from p(x|z), the mean of p(x|z)).
+    """Ancestral sampling of one example: a draw of z from the prior, then (x drawn from p(x|z), the centre of p(x|z)).
 
-    The draw has the model's law; the mean is what papers show, and its law is not the model's.
+    The draw has the model's law; the centre, mostly a mean, is what papers show, and its law is not the model's.
     """
     key_latent, key_pixels = jax.random.split(key)
     law = vae.decode(vae.prior.sample(key_latent))
-    return law.sample(key_pixels), law.mean()
+    return law.sample(key_pixels), law.centre()
 
 
 def latent_traversal(vae: VAE, x: Array, *, reach: float = 2.5, steps: int = 9) -> Float[Array, "dim steps *pixels"]:
-    """Decoded means while one latent coordinate at a time goes from -reach to reach, the others at x's code."""
+    """Decoded centres while one latent coordinate at a time goes from -reach to reach, the others at x's code."""
     centre = code(vae, x)
     values = jnp.linspace(-reach, reach, steps)
 
     def decoded(coordinate, value):
-        return vae.decode(centre.at[coordinate].set(value)).mean()
+        return vae.decode(centre.at[coordinate].set(value)).centre()
 
     return jax.vmap(jax.vmap(decoded, (None, 0)), (0, None))(jnp.arange(centre.shape[0]), values)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vbjax.distributions.family import Distribution, family, vmap_over
-from vbjax.types import Event, Nodes, Scalar
+from vbjax.types import Nodes, Scalar
 
 LOG_SCALE_LIMIT = 2.0
 """Largest |log-scale| of one layer: so a flow's log-density stays finite far outside of its draws, in float32."""
@@ -92,11 +92,6 @@ class CouplingFlow(Distribution):
             y = _join(layer, kept, (moved - shift) * jnp.exp(-log_scale))
             log_determinant -= log_scale.sum()
         return y, log_determinant
-
-
-def centre(law: Distribution) -> Event:
-    """A point that stands for the law."""
-    return law.centre()
 
 
 def _split(layer: int, x: Float[Array, " d"]) -> tuple[Array, Array]:

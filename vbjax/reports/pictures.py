@@ -82,7 +82,7 @@ def latent_grid(vae: VAE, *, side: int = 15):
     """Decoded means over a two-dimensional latent plane, at normal quantiles of each axis."""
     quantiles = jax.scipy.stats.norm.ppf(jnp.linspace(0.03, 0.97, side))
     grid = jnp.stack(jnp.meshgrid(quantiles, quantiles[::-1]), -1)
-    decoded = np.asarray(jax.vmap(jax.vmap(lambda z: vae.decode(z).mean()))(grid))
+    decoded = np.asarray(jax.vmap(jax.vmap(lambda z: vae.decode(z).centre()))(grid))
     height, width = decoded.shape[2:4]
     canvas = decoded.swapaxes(1, 2).reshape(side * height, side * width, *decoded.shape[4:])
     figure = _figure(6.0, 6.0)
