@@ -173,7 +173,7 @@ def levels(key, vae: VAE, *, rows: int = 3, columns: int = 12):
 
     def sheet(top, bottom):
         z = jax.vmap(vae.prior.transport)((top, bottom))
-        means = jax.vmap(lambda z: vae.decode(z).mean())(z)
+        means = jax.vmap(lambda z: vae.decode(z).centre())(z)
         return list(means.reshape(rows, columns, *means.shape[1:]))
 
     fixed = jnp.arange(rows * columns) // columns

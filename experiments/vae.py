@@ -37,6 +37,8 @@ Likelihood = Literal[
     "discretised_normal",
     "discretised_logistic",
     "discretised_logistic_mixture",
+    "autoregressive_bernoulli",
+    "autoregressive_logistic_mixture",
     "continuous_bernoulli",
     "normal_fixed",
     "normal_shared",
@@ -67,7 +69,7 @@ class Config:
     binarise: Literal["none", "static", "dynamic"] = "none"
     """Pixels to bits: by a threshold at half range, or by a fresh draw at every step."""
     likelihood: Likelihood = "discretised_logistic_mixture"
-    """p(x|z): bernoulli for bits; categorical and discretised ones for grey levels; the others are densities."""
+    """p(x|z): bernoulli ones for bits; continuous and normal ones are densities; the others are for grey levels."""
     body: Literal["mlp", "conv"] = "mlp"
     """Perceptrons or convolutions, in encoder and decoder."""
     encoder: Literal["diagonal", "full", "flow"] = "diagonal"
@@ -135,8 +137,8 @@ def validate(config: Config, run: Run) -> None:
     """Raise ValueError, naming the field, for whatever can be refused without the data."""
     if (HEADS[config.likelihood].reads == "bits") != (config.binarise != "none"):
         raise ValueError(
-            f"likelihood {config.likelihood!r} does not go with binarise {config.binarise!r}: bernoulli reads bits, "
-            "the others grey levels"
+            f"likelihood {config.likelihood!r} does not go with binarise {config.binarise!r}: bernoulli and "
+            "autoregressive_bernoulli read bits, the others grey levels"
         )
     check_counts(config, run, warmup_steps=0)
     check_objective(config)
