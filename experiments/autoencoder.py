@@ -9,6 +9,9 @@
 pca: closed form. linear: finds PCA's subspace by gradients. deep: narrowing perceptrons. denoising: the same, shown
 corrupted images. stacked: layers trained one after another on corrupted codes, then together. sparse: more units than
 pixels, few of which speak. conv: convolutions. recurrent: a gated unit that reads and writes an image row by row.
+Stacking buys nothing measurable on the digits: test error less that of joint training with as many steps for the
+whole, over 5 seeds with 95% intervals, .0002 ± .0003 after 2000 steps and -.0010 ± .0012 after 300, where joint
+training that may also spend the layers' 1500 steps is .0028 ± .0006 better.
 
 The card holds squared errors per pixel (white is 1) on the test split, of clean and of corrupted images, each beside
 that of PCA with a code of the same size; how often the nearest training code has the right label; and how far
@@ -54,6 +57,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What 0 stands for where it is not a code of 8 numbers, 2000 steps and a learning rate of 2e-3."""
 KNOWN_IMAGES, PROBES = 10_000, 1000
 """Training images among which the nearest is looked for, and test images for which."""
+SPEAKS = 0.1
+"""A unit of a sparse code that is above this says something about the image."""
 UNITS = {
     "mse": "per pixel",
     "pca_mse": "per pixel",
@@ -99,7 +104,7 @@ class Config:
     sparsity: Literal["kl", "top_k"] = "kl"
     """sparse: sigmoids held to a mean activation by a KL, or all but the largest units set to zero."""
     target: float = 0.05
-    """sparse: mean activation (kl) or share of the units that stay (top_k). PCA gets a code of as many numbers."""
+    """sparse: mean activation (kl) or share of the units that stay (top_k). PCA gets as many numbers as units speak."""
     weight: float = 1.0
     """sparse, kl: price of a nat of the KL."""
     steps: int = 0
@@ -128,6 +133,8 @@ def validate(config: Config, run: Run) -> None:
         raise ValueError("weight is read by sparsity 'kl' only, not by 'top_k'")
     check_counts(config, run)
     corruption(config)
+    if not 0 < config.target < 1:
+        raise ValueError(f"target must lie in (0, 1), got {config.target}")
     make_optimizer(config, config.steps)
     if config.dataset == "digits":
         check_sizes(config, (8, 8))
@@ -155,8 +162,15 @@ def make_optimizer(config: Config, steps: int):
 
 
 def active_units(config: Config) -> int:
-    """Units that speak for an image."""
-    return max(1, round(config.target * config.code_dim)) if config.model == "sparse" else config.code_dim
+    """Units that top_k leaves in a sparse code."""
+    return max(1, round(config.target * config.code_dim))
+
+
+def speaking(config: Config, model: Autoencoder, images):
+    """How many entries of each image's code say something: all, or those above `SPEAKS` of a sparse one."""
+    codes = jax.vmap(model.encode)(images)
+    entries = codes > SPEAKS if config.model == "sparse" else jnp.ones(codes.shape)
+    return entries.sum(1).astype(jnp.float32)
 
 
 def build(config: Config, image_shape: tuple[int, ...]) -> Any:
@@ -250,7 +264,7 @@ def evaluate(
         }
         if config.model == "sparse":
             values["mean_activation"] = codes.mean(1)
-            values["active_units"] = (codes > 0.1).sum(1).astype(jnp.float32)
+            values["active_units"] = speaking(config, model, test)
         return {name: evaluation.over_examples(value) for name, value in values.items()}
 
     measured = measure(key, known, test)
@@ -281,28 +295,28 @@ def main(config: Config, run: Run) -> cards.Card:
         experiment = Experiment.open(f"autoencoder-{config.model}-{config.dataset}", config, run, state, begin=begin)
 
     with experiment.running():
-        principal = autoencoders.pca(train.reshape(train.shape[0], -1), active_units(config))
-        pca = autoencoders.on_images(principal.autoencoder, shape)
         key_pretrain, key_fit = jax.random.split(key_train)
-        numbers = {}
-        if config.model == "pca":
-            trained, first = pca, pca
-        else:
-            if config.model == "stacked":
-                state = training.init_state(pretrained(key_pretrain, config, model, train), optimizer)
-                errors = jax.vmap(lambda x: autoencoders.reconstruction_error(model.bind(state.params), x))(test)
-                before = evaluation.over_examples(errors / test[0].size)
-                numbers["pretrained_mse"] = cards.number(before.value, before.standard_error, unit="per pixel")
+        numbers, trained = {}, None
+        if config.model == "stacked":
+            state = training.init_state(pretrained(key_pretrain, config, model, train), optimizer)
+            errors = jax.vmap(lambda x: autoencoders.reconstruction_error(model.bind(state.params), x))(test)
+            before = evaluation.over_examples(errors / test[0].size)
+            numbers["pretrained_mse"] = cards.number(before.value, before.standard_error, unit="per pixel")
+        if config.model != "pca":
             batch = datasets.batches(key_data, train, config.batch_size)
             state = experiment.train(key_fit, make_loss(config, model), batch, optimizer, state, steps=config.steps)
             trained = model.bind(state.params)
-            first = model.layers[0].bind(state.params[0]) if isinstance(model, networks.Stack) else trained
+        pca_dim = config.code_dim if trained is None else max(1, round(float(speaking(config, trained, train).mean())))
+        principal = autoencoders.pca(train.reshape(train.shape[0], -1), min(pca_dim, test[0].size))
+        pca = autoencoders.on_images(principal.autoencoder, shape)
+        trained = trained or pca
         if config.model == "linear":
             angle = autoencoders.largest_principal_angle(state.params["decoder"], principal.components.T)
             numbers["largest_angle_to_pca"] = cards.number(angle, unit="radians")
+        numbers["pca_code_dim"] = cards.number(principal.components.shape[0], unit="numbers")
         key_eval, key_pictures = jax.random.split(key_test)
         numbers = evaluate(key_eval, config, trained, pca, data) | numbers
-        numbers["pca_code_dim"] = cards.number(active_units(config), unit="numbers")
+        first = model.layers[0].bind(state.params[0]) if isinstance(model, networks.Stack) else trained
         figures = autoencoder_pictures.autoencoder_model(
             key_pictures, trained, first, pca, corruption(config), test, jnp.asarray(data.test_labels)
         )
