@@ -21,7 +21,8 @@ lint: environment
 	@$(python) -m ruff check . && .venv/bin/python -m ruff format --check . && .venv/bin/pyrefly check && .venv/bin/lint-imports
 
 bench: environment
-	@$(python) benchmarks/vae_training.py && .venv/bin/python benchmarks/replication.py && .venv/bin/python benchmarks/start_up.py
+	@$(python) benchmarks/vae_training.py && .venv/bin/python benchmarks/replication.py && .venv/bin/python benchmarks/start_up.py && \
+	.venv/bin/python benchmarks/convolution.py && .venv/bin/python benchmarks/em.py
 
 # The stamp is written last and holds all that the environment depends on: an interrupted or outdated one is redone.
 environment:

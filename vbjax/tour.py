@@ -151,7 +151,7 @@ def describe(trained: Trained) -> tuple[Section, leaderboard.Entry]:
     terms = jax.jit(lambda key, x: evaluation.elbo_report(key, vae, x))(key_elbo, test)
     entry = leaderboard.by_vae(
         key_iwae,
-        "VAE, IWAE-5",
+        "VAE whose pixels look back, IWAE-5",
         vae,
         trained.data,
         samples=1000,
@@ -174,8 +174,9 @@ def describe(trained: Trained) -> tuple[Section, leaderboard.Entry]:
         ),
     ]
     captions = {
-        "reconstructions": "Test digits and the decoder's mean at their code.",
-        "samples": "Generated digits: means of p(x|z), and full draws, which carry the model's pixel noise.",
+        "reconstructions": "Test digits and what the decoder makes of their codes.",
+        "samples": "Generated digits: the centre of p(x|z), each pixel at its mean given the centres before it, and full "
+        "draws, which carry the pixel noise.",
         "traversal": "One latent coordinate at a time from −2.5 to 2.5, the others as in one test digit.",
         "latent_map": "Codes of the test digits, projected on their first two principal components.",
     }

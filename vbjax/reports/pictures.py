@@ -46,7 +46,7 @@ def samples(key: PRNGKey, vae: VAE, *, count: int):
     half = count // 4
     return sheet(
         [means[:half], means[half:], drawn[:half], drawn[half:]],
-        ["mean of p(x|z)", "", "draw of p(x|z)", ""],
+        ["centre of p(x|z)", "", "draw of p(x|z)", ""],
     )
 
 
