@@ -175,7 +175,7 @@ def describe(trained: Trained) -> tuple[Section, leaderboard.Entry]:
     ]
     captions = {
         "reconstructions": "Test digits and what the decoder makes of their codes.",
-        "samples": "Generated digits: the centre of p(x|z), each pixel at its mean given the centres before it, and full "
+        "samples": "Generated digits: the centre of p(x|z), each pixel at its mean given those before it, and full "
         "draws, which carry the pixel noise.",
         "traversal": "One latent coordinate at a time from −2.5 to 2.5, the others as in one test digit.",
         "latent_map": "Codes of the test digits, projected on their first two principal components.",
