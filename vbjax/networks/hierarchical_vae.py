@@ -29,7 +29,8 @@ class HierarchicalVAENetworks(NamedTuple):
     """The networks of two levels before they have parameters.
 
     body: image -> features. top: features -> q(z_top|x). bottom: what the image says of z_bottom, from the features,
-    and from z_top too unless `ladder`. generative: z_top -> p(z_bottom|z_top). decoder: both latents -> p(x|z).
+    and from z_top too unless `ladder`. generative: z_top -> p(z_bottom|z_top). decoder: z_bottom -> p(x|z); if it saw
+    z_top too, training would leave z_bottom empty.
     pixel_scale: the body sees `x * pixel_scale - 1`, in [-1, 1].
     """
 
@@ -52,7 +53,7 @@ class HierarchicalVAENetworks(NamedTuple):
             "top": self.top.init(keys[1], features),
             "bottom": self.bottom.init(keys[2], features if self.ladder else _beside(features, z_top)),
             "generative": self.generative.init(keys[3], z_top),
-            "decoder": self.decoder.init(keys[4], _beside(z_top, z_bottom)),
+            "decoder": self.decoder.init(keys[4], z_bottom),
         }
 
     def bind(self, params: Params, dropout_key: PRNGKey | None = None) -> VAE:
@@ -68,7 +69,7 @@ class HierarchicalVAENetworks(NamedTuple):
             return Hierarchy(top, Partial(self._posterior, params["bottom"], params["generative"], features))
 
         def decode(z: tuple[Array, Array]) -> Distribution:
-            return cast(Distribution, self.decoder.apply(params["decoder"], _beside(*z), key_decoder))
+            return cast(Distribution, self.decoder.apply(params["decoder"], z[1], key_decoder))
 
         zeros = jnp.zeros(self.top.latent_dim)
         prior = Hierarchy(Normal(zeros, jnp.ones_like(zeros)), Partial(self._generative, params["generative"]))
