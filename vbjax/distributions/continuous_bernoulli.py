@@ -3,16 +3,14 @@
 Everything is the function log(sinh t / t) at t = logit / 2 and its derivatives; read `log_sinhc` first.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy import special
 
 from vbjax.distributions.family import Distribution, Interval, as_parameters, family, require_finite, vmap_over
-
-_ORDERS = np.arange(1, 18)
-_SERIES = -((-1.0) ** _ORDERS) * special.zeta(2.0 * _ORDERS) / (_ORDERS * np.pi ** (2.0 * _ORDERS))
 
 
 @family
@@ -77,10 +75,18 @@ def log_sinhc(t: Float[Array, "*event"]) -> Float[Array, "*event"]:
     near = jnp.abs(t) < 1
     square = jnp.where(near, t, 0) ** 2
     series = jnp.zeros_like(square)
-    for coefficient in _SERIES[::-1]:
-        series = (series + coefficient.item()) * square
+    for coefficient in reversed(_series()):
+        series = (series + coefficient) * square
     size = jnp.abs(jnp.where(near, 1, t))
     return jnp.where(near, series, size - jnp.log(2 * size) + jnp.log1p(-jnp.exp(-2 * size)))
+
+
+@functools.cache
+def _series() -> list[float]:
+    from scipy.special import zeta  # where it is needed: most programs have no such law
+
+    n = np.arange(1, 18)
+    return (-((-1.0) ** n) * zeta(2.0 * n) / (n * np.pi ** (2.0 * n))).tolist()
 
 
 def _slope(t: Float[Array, "*event"]) -> Float[Array, "*event"]:
