@@ -1,6 +1,7 @@
 """Auto-encoders against scikit-learn, SciPy, quadrature and enumeration; their networks and script."""
 
 import dataclasses
+import functools
 import itertools
 import json
 
@@ -383,7 +384,7 @@ def trained(key, loss, batch, params, *, steps, learning_rate=1e-2):
 
 @pytest.mark.slow
 def test_a_trained_denoiser_comes_near_the_score_of_the_smoothed_density_and_not_of_the_clean_one():
-    """Root mean square over p_σ of the error of the score: below a tenth of the score's own, .17 of 1.7."""
+    """Root mean square over p_σ of the error of the score: below a twentieth of the score's own; measured: .021 of 1.348."""
     law = clean_law()
     model = networks.deep((1,), code_dim=16, hidden=(32,), activation="tanh")
 
@@ -405,7 +406,7 @@ def test_a_trained_denoiser_comes_near_the_score_of_the_smoothed_density_and_not
     def is_near(density):
         score = jax.vmap(jax.grad(density.log_prob))(points)
         distance = size(jax.vmap(found)(points) - score)
-        assert distance < 0.1 * size(score)
+        assert distance < 0.05 * size(score)
 
     holds_only_for(is_near, smooth, law)
 
@@ -503,24 +504,71 @@ def test_bad_input_leaves_with_code_2_one_line_and_no_folder(changes, said, tmp_
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
-def test_the_linear_model_finds_the_subspace_of_pca_by_gradients(tmp_path):
-    """Adam in float32 on the digits, tied: within 1% of PCA's test error and a twentieth of a radian."""
-    card = script.main(script.Config(model="linear", tied=True), run_in(tmp_path / "run"))
-    assert abs(card.numbers["mse_minus_pca"].value) < 0.01 * card.numbers["pca_mse"].value
-    assert card.numbers["largest_angle_to_pca"].value < 0.05
+@functools.cache
+def digits():
+    """Training and test images in [0, 1], and the batches of a run."""
+    data = datasets.load("digits").on_device()
+    train, test = script.pixels(data, data.train_images), script.pixels(data, data.test_images)
+    return train, test, datasets.batches(jax.random.key(24), train, 64)
+
+
+def error_on_test_images(model, params):
+    """Squared error per pixel on the test split."""
+    test = digits()[1]
+    return float(jax.jit(jax.vmap(lambda x: ae.reconstruction_error(model.bind(params), x)))(test).mean()) / 64
 
 
 @pytest.mark.slow
-def test_measured_activation_meets_the_target_of_the_sparsity_penalty(tmp_path):
+def test_a_tied_linear_autoencoder_finds_the_subspace_of_pca_by_stochastic_gradients():
+    """Adam in float32 on the digits: within 1% of PCA's test error and a twentieth of a radian; the start is not."""
+    train, _, batch = digits()
+    principal = ae.pca(np.asarray(train).reshape(len(train), -1), 8)
+    pca = {"decoder": principal.components.T, "offset": principal.mean}
+    model = networks.Linear((8, 8), 8, tied=True)
+    start = model.init(jax.random.key(25))
+
+    def is_pca(params):
+        assert error_on_test_images(model, params) == pytest.approx(error_on_test_images(model, pca), rel=0.01)
+        assert float(ae.largest_principal_angle(params["decoder"], pca["decoder"])) < 0.05
+
+    loss = networks.batch_loss(model.bind)
+    holds_only_for(is_pca, trained(jax.random.key(26), loss, batch, start, steps=4000), start)
+
+
+@pytest.mark.slow
+def test_measured_activation_meets_the_target_of_the_sparsity_penalty():
     """Within a fifth of the target on the test split; a penalty of no weight is far from it."""
+    _, test, batch = digits()
+    model = networks.sparse((8, 8), code_dim=128)
+    start = jax.jit(model.init)(jax.random.key(27))
 
     def is_met(weight):
-        config = script.Config(model="sparse", weight=weight, steps=1000)
-        activation = script.main(config, run_in(tmp_path / f"{weight}")).numbers["mean_activation"].value
-        assert activation == pytest.approx(config.target, rel=0.2)
+        loss = networks.sparse_loss(model.bind, target=0.05, weight=weight)
+        params = trained(jax.random.key(28), loss, batch, start, steps=1000, learning_rate=2e-3)
+        assert float(jax.vmap(model.bind(params).encode)(test).mean()) == pytest.approx(0.05, rel=0.2)
 
-    holds_only_for(is_met, 1.0, 1e-6)
+    holds_only_for(is_met, 2.0, 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        networks.convolutional((8, 8), code_dim=8, features=(4, 8), hidden=(32,)),
+        networks.recurrent((8, 8), code_dim=8, units=32),
+    ],
+    ids=["convolutional", "recurrent"],
+)
+def test_short_training_gets_well_below_the_mean_image(model):
+    train, test, batch = digits()
+    mean_image = float(jnp.square(test - train.mean(0)[None]).mean())
+
+    def has_learned(params):
+        assert error_on_test_images(model, params) < 0.7 * mean_image
+
+    start = jax.jit(model.init)(jax.random.key(29))
+    loss = networks.batch_loss(model.bind)
+    holds_only_for(has_learned, trained(jax.random.key(30), loss, batch, start, steps=200, learning_rate=1e-2), start)
 
 
 @pytest.mark.slow
@@ -529,11 +577,3 @@ def test_a_finished_stacked_run_resumes_to_the_same_numbers(tmp_path):
     card = script.main(config, run_in(tmp_path / "run"))
     assert card.numbers["pretrained_mse"].value > card.numbers["mse"].value
     assert script.main(config, run_in(tmp_path / "run", resume=True)).numbers == card.numbers
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["conv", "recurrent", "denoising"])
-def test_every_model_trains(model, tmp_path):
-    """Two hundred steps take each below the mean image, .0749 per pixel, and so far below where they start."""
-    steps = script.Config(model=model, steps=200, units=32 if model == "recurrent" else 128)
-    assert script.main(steps, run_in(tmp_path / "run")).numbers["mse"].value < 0.06
