@@ -68,8 +68,9 @@ class Config:
     """Data set; all but the digits come from tensorflow-datasets."""
     binarise: Literal["none", "static", "dynamic"] = "none"
     """Pixels to bits: by a threshold at half range, or by a fresh draw at every step."""
-    likelihood: Likelihood = "discretised_logistic_mixture"
-    """p(x|z): bernoulli ones for bits; continuous and normal ones are densities; the others are for grey levels."""
+    likelihood: Likelihood = "autoregressive_logistic_mixture"
+    """p(x|z): bernoulli ones for bits; continuous and normal ones are densities; the others are for grey levels. In
+    autoregressive ones a pixel also looks back, linearly, at those before it: weights for every pair of pixels."""
     body: Literal["mlp", "conv"] = "mlp"
     """Perceptrons or convolutions, in encoder and decoder."""
     encoder: Literal["diagonal", "full", "flow"] = "diagonal"
@@ -121,9 +122,16 @@ class Config:
 
 
 _LARGER = Config(
-    latent_dim=40, hidden=(400, 400), dropout=0.1, objective="elbo", samples=1, steps=12_000, eval_samples=100
+    likelihood="discretised_logistic_mixture",
+    latent_dim=40,
+    hidden=(400, 400),
+    dropout=0.1,
+    objective="elbo",
+    samples=1,
+    steps=12_000,
+    eval_samples=100,
 )
-_BITS = dataclasses.replace(_LARGER, binarise="static", likelihood="bernoulli")
+_BITS = dataclasses.replace(_LARGER, binarise="static", likelihood="autoregressive_bernoulli", eval_samples=500)
 DEFAULTS = {
     "digits": Config(),
     "mnist": dataclasses.replace(_BITS, dataset="mnist"),

@@ -28,7 +28,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_config_metrics_checkpoints_pictures_and_card(finished):
     folder, card = finished
     assert cards.load_card(folder / "card.json") == card
-    assert json.loads((folder / "config.json").read_text())["likelihood"] == "discretised_logistic_mixture"
+    assert json.loads((folder / "config.json").read_text())["likelihood"] == "autoregressive_logistic_mixture"
     assert [row["step"] for row in runs.read_metrics(folder / "metrics.jsonl")] == [100, 200]
     names = {path.stem for path in (folder / "pictures").iterdir()}
     assert names == {"reconstructions", "samples", "traversal", "latent_map", "latent_grid"}
