@@ -178,8 +178,12 @@ def test_every_likelihood_of_grey_levels_trains(likelihood, tmp_path):
 
 @pytest.mark.slow
 def test_the_default_digits_vae_reaches_its_likelihood(tmp_path):
-    """At most 1.95 bits per dimension by IWAE-1000, three standard errors included; measured: 1.88."""
-    bits = vae.main(vae.Config(), run_in(tmp_path / "run")).numbers["bits_per_dim"]
+    """A third of the steps: at most 1.95 bits per dimension by IWAE-100, three standard errors included.
+
+    Measured: 1.849 ± 0.012 at all 2500 steps by IWAE-1000, and about 1.89 here.
+    """
+    config = dataclasses.replace(vae.Config(), steps=800, eval_samples=100)
+    bits = vae.main(config, run_in(tmp_path / "run")).numbers["bits_per_dim"]
     assert bits.value + 3 * bits.standard_error < 1.95
 
 
