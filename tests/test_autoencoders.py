@@ -384,7 +384,7 @@ def trained(key, loss, batch, params, *, steps, learning_rate=1e-2):
 
 @pytest.mark.slow
 def test_a_trained_denoiser_comes_near_the_score_of_the_smoothed_density_and_not_of_the_clean_one():
-    """Root mean square over p_σ of the error of the score: below a twentieth of the score's own; measured: .021 of 1.348."""
+    """Root mean square over p_σ of the score's error: below a twentieth of the score's own; measured: .021 of 1.348."""
     law = clean_law()
     model = networks.deep((1,), code_dim=16, hidden=(32,), activation="tanh")
 
