@@ -40,6 +40,7 @@ def verdict(name):
     return check(ENTRIES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENTRIES)
 def test_statement_holds_and_control_is_rejected(name):
     found = verdict(name)

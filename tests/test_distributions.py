@@ -168,6 +168,7 @@ def test_nodes_of_small_log_gamma_concentrations_follow_the_long_left_tail():
         assert_allclose([weights.sum(), weights @ points], [1, stats.loggamma(a).mean()], rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_samples_pass_kolmogorov_smirnov(name):
     twin = CONTINUOUS[name]()

@@ -198,6 +198,7 @@ def test_the_table_is_read_whole():
     assert set(itertools.chain(*pairs)) <= set(EVERY_LAW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(name for name in EVERY_LAW if (name, name) in documented_pairs()))
 def test_kl_is_zero_at_equality_and_positive_beside_it(name):
     law = EVERY_LAW[name]()
@@ -555,6 +556,7 @@ def test_f_divergence_reproduces_the_kl_and_its_infinite_slope():
 # Monte Carlo.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [("Normal", "Laplace"), ("Gamma", "LogNormal"), ("Categorical", "Categorical")])
 def test_monte_carlo_agrees_with_the_closed_form_within_five_standard_errors(pair):
     q, p = EVERY_LAW[pair[0]](), EVERY_LAW[pair[1]]()
@@ -650,6 +652,7 @@ def exact_gamma_kl(q, p):
     return concentration_cost(a, b) + a * gap - b * log_rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e-3, 0.3, 2.0, 9.99, 1e2, 1e4, 1e6, 1e9])
 def test_float32_kl_within_the_gamma_family_does_not_cancel_for_close_or_large_concentrations(size):
     for factor in (1.0, 1 + 1e-6, 1.001, 0.98, 3.0, 1e-4):

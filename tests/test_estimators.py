@@ -531,6 +531,7 @@ def test_surrogate_at_supplied_noise_refuses_what_noise_refuses(estimator, q):
         estimator.surrogate((), jnp.zeros(1), jnp.sum, q)
 
 
+@pytest.mark.slow
 def test_second_derivatives_along_a_gamma_draw_are_forward_over_reverse_only():
     """E z² = a (a + 1) under Gamma(a, 1), whose second derivative is 2."""
     a, estimator = jnp.asarray(2.3), pathwise()

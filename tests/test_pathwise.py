@@ -243,6 +243,7 @@ def replicated(key, estimator, problem, params, replications):
     return np.asarray(gradients(jax.random.split(key, replications)))
 
 
+@pytest.mark.slow
 def test_doubly_reparameterised_signal_in_q_outgrows_that_of_pathwise():
     """Signal to noise of the encoder's mean: it shrinks like K^-1/2 by the path, and grows like K^1/2 doubly."""
 
@@ -385,6 +386,7 @@ def test_uniforms_stay_inside_the_open_interval_for_extreme_digits(dtype):
     assert np.isfinite(jsp.ndtri(jnp.asarray([low, high]))).all()
 
 
+@pytest.mark.slow
 def test_quasi_monte_carlo_is_unbiased_and_its_variance_falls_like_the_third_power():
     """Uniform law and smooth cost: slope -3 of the variance in K, against -1 of independent draws."""
     problem = lambda p: (Uniform(*p), lambda z: jnp.sin(z[0]) * jnp.exp(0.5 * z[1]))  # noqa: E731
@@ -557,6 +559,7 @@ def test_mixture_of_other_components_is_not_reparameterised(components):
 GAMMA = (2.5, 1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [sticking_the_landing(), doubly_reparameterised()])
 def test_gamma_log_weight_has_the_gradient_of_scipys_integral(estimator):
     def problem(params):
