@@ -40,9 +40,9 @@ def verdict(name):
     return check(ENTRIES[name])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ENTRIES)
+@pytest.mark.parametrize("name", list(ENTRIES)[::6])
 def test_statement_holds_and_control_is_rejected(name):
+    """Every sixth entry: `make demo`, which fails with any of them, checks all."""
     found = verdict(name)
     assert found.failure is None
     assert found.holds, (found.error, found.limit, found.lhs, found.rhs)
