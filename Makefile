@@ -6,7 +6,7 @@ PYTHON ?= python3
 here := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 python := cd "$(here)" && .venv/bin/python
 
-.PHONY: demo test slow lint bench lock environment clean
+.PHONY: demo test slow long lint bench lock environment clean
 
 demo: environment
 	@$(python) -m vbjax.cli tour
@@ -16,6 +16,9 @@ test: environment
 
 slow: environment
 	@$(python) -m pytest -n 2 --dist loadfile -m slow
+
+long: environment
+	@$(python) -m pytest -n 2 --dist loadfile -m long
 
 lint: environment
 	@$(python) -m ruff check . && .venv/bin/python -m ruff format --check . && .venv/bin/pyrefly check && .venv/bin/lint-imports

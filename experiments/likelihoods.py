@@ -11,6 +11,7 @@ test image, in nats), index.html, pictures/leaderboard.png and card.json.
 """
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -92,20 +93,25 @@ def row_names(config: Config) -> tuple[str, ...]:
 def validate(config: Config, run: Run) -> None:
     """Raise ValueError, naming the field, for whatever can be refused without the data."""
     check_counts(config, run, annealing_steps=0)
+    if config.annealing_steps and config.eval_samples != Config.eval_samples:
+        raise ValueError("eval_samples is read with annealing_steps 0 only: annealing measures the networks otherwise")
     row_names(config)
     makers(config, datasets.load("digits"), run)
 
 
 def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]:
     """How each row is made; networks are built here, so that a bad size is refused now."""
-    shape, levels = data.train_images.shape[1:], data.levels
+    shape, levels, count = data.train_images.shape[1:], data.levels, len(data.train_images)
+    if config.components > count:
+        raise ValueError(f"components must be at most the number of training images, {count}, got {config.components}")
     k, few = config.components, max(1, config.components // 4)
     pixels, short = ("bernoulli",) * 2 if levels == 2 else ("discretised_logistic_mixture", "logistic_mixture")
     shared: dict[str, Any] = {"levels": levels, "hidden": config.hidden, "dropout": config.dropout}
     plain = mlp_vae(shape, latent_dim=config.latent_dim, likelihood=pixels, **shared)
-    flow = mlp_vae(shape, latent_dim=config.latent_dim, likelihood=pixels, prior="flow", **shared)
+    prior = "flow" if "flow_prior" in row_names(config) else "standard"
+    flow = mlp_vae(shape, latent_dim=config.latent_dim, likelihood=pixels, prior=prior, **shared)
     looking_back = mlp_vae(shape, latent_dim=config.latent_dim, likelihood=f"autoregressive_{short}", **shared)
-    # the levels share the latents of the others
+    # a level above the latents that the others have
     split = (max(1, config.latent_dim // 3), config.latent_dim)
     levels_of_latents = hierarchical_vae(shape, latent_dims=split, likelihood=pixels, **shared)
 
@@ -162,6 +168,8 @@ def save(path: Path, entry: Entry) -> None:
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
         np.savez(file, **(entry._asdict() | entry.evidence._asdict() | {"evidence": ()}))
+        file.flush()
+        os.fsync(file.fileno())
     unfinished.replace(path)
 
 
@@ -192,7 +200,7 @@ def main(config: Config, run: Run) -> cards.Card:
                 rows[name] = restore(path)
             else:
                 rows[name] = make[name](jax.random.fold_in(jax.random.key(config.seed), number))
-            save(path, rows[name])
+                save(path, rows[name])
             if not run.quiet:
                 entry = rows[name]
                 print(f"{number + 1}/{len(names)}  {entry.name}: {bits(entry).value:.3f} bits/dim, {entry.measured}, "

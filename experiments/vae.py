@@ -149,6 +149,8 @@ def validate(config: Config, run: Run) -> None:
             "autoregressive_bernoulli read bits, the others grey levels"
         )
     check_counts(config, run, warmup_steps=0)
+    if config.body != "conv" and config.features != Config.features:
+        raise ValueError("features are read by body 'conv' only")
     check_objective(config)
     training.init_state({}, make_optimizer(config), ema_decay=config.ema_decay)
     build(config, (8, 8) if config.dataset == "digits" else (28, 28), 17)

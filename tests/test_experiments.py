@@ -148,7 +148,7 @@ def test_a_hierarchical_run_prices_each_level_and_resumes_to_the_same_numbers(tm
     assert names == {"reconstructions", "samples", "levels", "codes_top", "codes_bottom"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [
@@ -166,7 +166,7 @@ def test_every_option_trains_and_only_integers_are_priced_in_bits(changes, tmp_p
     assert np.isfinite(card.numbers["iwae_4_nll"].value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "likelihood", ["categorical", "discretised_normal", "discretised_logistic", "discretised_logistic_mixture"]
 )

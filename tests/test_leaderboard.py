@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import holds_only_for
+from oracles import holds_only_for, z_threshold
+from scipy import stats
 
 from experiments import likelihoods
 from vbjax import cards, datasets, em, leaderboard
+from vbjax.distributions import MultivariateNormal
 from vbjax.evaluation import Evidence
 from vbjax.leaderboard import Entry
 from vbjax.reports.leaderboard import ranking, text_table
@@ -41,25 +43,37 @@ def test_independent_pixels_cost_the_empirical_cross_entropy():
     holds_only_for(check, 0.1, 1.0)
 
 
-@pytest.mark.parametrize("family", ["normals", "categoricals", "full"])
-def test_rows_of_em_are_masses_that_sum_to_at_most_one(family):
-    grid = np.indices((3, 3)).reshape(2, -1).T.astype(np.uint8)[:, None, :]
-    rng = np.random.default_rng(0)
-    train = grid[rng.choice(9, size=60, p=np.arange(1, 10) / 45)]
-    labels = np.zeros(60, np.int32), np.zeros(9, np.int32)
-    data = datasets.Dataset("toy", 3, train, labels[0], grid, labels[1])
+GRID = np.indices((3, 3)).reshape(2, -1).T.astype(np.uint8)[:, None, :]
+
+
+@pytest.mark.parametrize("family", ["normals", "categoricals"])
+def test_exact_rows_of_em_sum_to_one_over_all_images(family):
+    train = GRID[np.random.default_rng(0).choice(9, size=60, p=np.arange(1, 10) / 45)]
+    data = datasets.Dataset("toy", 3, train, np.zeros(60, np.int32), GRID, np.zeros(9, np.int32))
     made = {
         "normals": (em.diagonal_gaussians(2, floor=0.05), False),
         "categoricals": (em.categorical_mixture(2, 3), True),
-        "full": (em.full_gaussians(2, floor=0.05), False),
     }
     entry = leaderboard.by_em(jax.random.key(0), family, made[family][0], data, of_integers=made[family][1])
-    mass = float(np.exp(np.asarray(entry.evidence.nats, np.float64)).sum())
-    if entry.measured == "exact":
-        assert mass == pytest.approx(1, rel=1e-5)
-    else:
-        # a density also gives mass to the outside of the grid
-        assert 0.5 < mass < 1
+    assert entry.measured == "exact"
+    assert float(np.exp(np.asarray(entry.evidence.nats, np.float64)).sum()) == pytest.approx(1, rel=1e-5)
+
+
+def test_dequantised_rows_are_the_masses_of_the_cells_within_their_stated_error():
+    mean, covariance = np.array([0.8, 1.3]), np.array([[0.7, 0.5], [0.5, 0.9]])
+    law = MultivariateNormal(mean, np.linalg.cholesky(covariance))
+    cells = GRID.reshape(9, 2)
+    found = leaderboard._dequantised(jax.random.key(0), law.log_prob, jnp.asarray(cells), 2000)
+
+    def mass(cell, half):
+        return stats.multivariate_normal(mean, covariance).cdf(cell + half, lower_limit=cell - half)
+
+    def check(half):
+        masses = np.array([mass(cell, half) for cell in cells])
+        z = (np.exp(found.nats) / masses - 1) / np.sqrt(found.variance)
+        assert np.abs(z).max() < z_threshold(9)
+
+    holds_only_for(check, 0.5, 0.55)
 
 
 def entry(name, nats):
@@ -87,6 +101,9 @@ def test_the_script_keeps_its_rows_resumes_to_the_same_and_writes_a_page(tmp_pat
     (folder / "rows" / "categoricals.npz").unlink()
     again = likelihoods.main(TINY, likelihoods.Run(out=folder, quiet=True, resume=True))
     assert again.numbers == card.numbers
+    other = dataclasses.replace(TINY, rows=("counted", "categoricals"), components=3)
+    overwritten = likelihoods.main(other, likelihoods.Run(out=folder, quiet=True, overwrite=True))
+    assert overwritten.numbers["categoricals"] != card.numbers["categoricals"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +113,8 @@ def test_the_script_keeps_its_rows_resumes_to_the_same_and_writes_a_page(tmp_pat
         ({"rows": ("bernoullis",)}, "rows must be among"),
         ({"hidden": ()}, "hidden"),
         ({"components": 0}, "components"),
+        ({"components": 2000}, "1347"),
+        ({"annealing_steps": 5}, "eval_samples"),
         ({"annealing_steps": -1}, "annealing_steps"),
     ],
 )

@@ -94,7 +94,8 @@ def test_an_objective_is_that_of_the_mean_terms_of_the_batch_and_may_move_with_t
     assert abs(free + jax.vmap(free_bits(floor))(terms).mean()) > 1e-3
 
 
-SLOW_PAIRS = [pytest.param(*pair, marks=pytest.mark.slow) for pair in itertools.product(ENCODERS, PRIORS)]
+ALL_PAIRS = [pytest.param(*pair, marks=pytest.mark.long) for pair in itertools.product(ENCODERS, PRIORS)]
+SLOW_PAIRS = [pytest.param("flow", "flow", marks=pytest.mark.slow), *ALL_PAIRS]
 
 
 @pytest.mark.parametrize(("encoder", "prior"), [("diagonal", "mixture"), ("full", "vamp"), *SLOW_PAIRS])

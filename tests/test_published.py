@@ -202,7 +202,7 @@ def test_problems_and_cases_are_found_by_name():
         diffusion_times.times_law("nothing")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("discrete", [False, True])
 def test_the_digits_gradient_is_what_an_unbiased_estimator_averages_to(discrete):
     toy = digits_gradients.digits_vae(discrete=discrete)

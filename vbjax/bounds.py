@@ -73,6 +73,13 @@ def iwae(log_weights: LogWeights) -> Scalar:
     return _log_sum_exp(log_weights) - math.log(log_weights.shape[0])
 
 
+def iwae_variance(log_weights: LogWeights) -> Scalar:
+    """The variance of `iwae` over its draws, by the delta method: Var(w) / (K E[w]²) = 1/ESS - 1/K."""
+    effective_samples = jnp.exp(-logsumexp(2 * jax.nn.log_softmax(log_weights)))
+    # equal weights have none, which rounding may put below zero
+    return jnp.maximum(1 / effective_samples - 1 / log_weights.shape[0], 0)
+
+
 def shares(log_weights: LogWeights) -> LogWeights:
     """Self-normalised weights w_k / Σ w: equal among the infinite ones if there are any, and if all are zero."""
     top = log_weights.max()

@@ -18,11 +18,13 @@ class Dequantised(NamedTuple):
     """Estimates of lower bounds on log P(x) of one datum, in nats, from the same draws of the noise.
 
     bound: the mean of log p(x + u), unbiased for E log p(x + u) <= log P(x). importance_weighted: log of the mean of
-    p(x + u), whose expectation lies between that bound and log P(x) and grows to log P(x) with the draws.
+    p(x + u), whose expectation lies between that bound and log P(x) and grows to log P(x) with the draws; variance: of
+    this number over the draws.
     """
 
     bound: Scalar
     importance_weighted: Scalar
+    variance: Scalar
 
     @property
     def closed(self) -> Array:
@@ -45,7 +47,7 @@ def dequantised_log_prob(key: PRNGKey, log_prob: LogDensity, x: Array, *, sample
         raise ValueError(f"samples must be at least 1, got {samples}")
     points = x.astype(jnp.result_type(float))[None] + _noise(key, (samples, *x.shape))
     log_densities = jax.vmap(log_prob)(points)
-    return Dequantised(bounds.mean(log_densities), bounds.iwae(log_densities))
+    return Dequantised(bounds.mean(log_densities), bounds.iwae(log_densities), bounds.iwae_variance(log_densities))
 
 
 def _noise(key: PRNGKey, shape: tuple[int, ...]) -> Array:

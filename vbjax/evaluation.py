@@ -119,10 +119,8 @@ def importance_weighted_nll(key: PRNGKey, vae: VAE, images: Array, *, samples: i
 
 
 def _evidence(weights: bounds.LogWeights) -> Evidence:
-    """log mean w of one example and its variance by the delta method: Var(w) / (K E[w]²) = 1/ESS - 1/K."""
-    effective_samples = jnp.exp(-jax.scipy.special.logsumexp(2 * jax.nn.log_softmax(weights)))
-    # equal weights have none, which rounding may put below zero
-    return Evidence(bounds.iwae(weights), jnp.maximum(1 / effective_samples - 1 / weights.shape[0], 0))
+    """log mean w of one example, with its variance."""
+    return Evidence(bounds.iwae(weights), bounds.iwae_variance(weights))
 
 
 def tune_annealing(
@@ -157,8 +155,8 @@ def annealed_evidence(
     """log p(x) of images `(n, *event)` by annealed importance sampling from the encoder's q(z|x) (Wu et al. 2017).
 
     A lower bound in expectation. plan: from `tune_annealing`. Each image costs chains × betas × leapfrog_steps
-    gradients of the decoder in z; memory grows with chains × chunk, and no chunk changes a number. on_chunk: is
-    called after every chunk with a row that `progress.Progress(n, unit="images").update` shows. Not to be jitted: it
+    gradients of the decoder in z; memory grows with chains × chunk, whose size changes nothing but rounding. on_chunk:
+    is called after every chunk with a row that `progress.Progress(n, unit="images").update` shows. Not to be jitted: it
     compiles its own loop. To start elsewhere, tune and call with `vae._replace(encode=lambda x: vae.prior)`. Raises
     ValueError below two chains, and as `annealing.log_weights`.
     """

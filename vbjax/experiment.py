@@ -119,10 +119,12 @@ class Experiment(NamedTuple):
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Hold the folder; a loss or state that is not finite ends with exit status 1, a full disk with 2."""
+        """Hold the folder; a loss or state that is not finite, or EM that falls, ends with exit status 1, a full disk
+        with 2.
+        """
         with (
             exit_with(BAD_INPUT, runs.RunError, OSError),
-            exit_with(1, training.NonFiniteLoss, checkpoints.NonFiniteState),
+            exit_with(1, ArithmeticError, checkpoints.NonFiniteState),
             self.folder,
         ):
             yield

@@ -140,8 +140,11 @@ def _over(log_prob: LogDensity, test: Array) -> Array:
 
 def _dequantised(key: PRNGKey, log_prob: LogDensity, test: Array, samples: int) -> Evidence:
     @jax.jit
-    def measure(keys: Array, test: Array) -> Array:
-        bound = lambda key, x: dequantised_log_prob(key, log_prob, x, samples=samples)  # noqa: E731
-        return jax.lax.map(lambda pair: bound(*pair).importance_weighted, (keys, test), batch_size=64)
+    def measure(keys: Array, test: Array) -> Evidence:
+        def one(pair):
+            bound = dequantised_log_prob(pair[0], log_prob, pair[1], samples=samples)
+            return Evidence(bound.importance_weighted, bound.variance)
 
-    return _certain(measure(jax.random.split(key, len(test)), test))
+        return jax.lax.map(one, (keys, test), batch_size=64)
+
+    return measure(jax.random.split(key, len(test)), test)

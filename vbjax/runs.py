@@ -246,7 +246,7 @@ def read_metrics(path: Path) -> list[dict[str, int | float]]:
     return rows
 
 
-_RESULTS = ("metrics.jsonl", "card.json", "checkpoints", "pictures")
+_RESULTS = ("metrics.jsonl", "card.json", "checkpoints", "pictures", "rows", "index.html")
 
 
 def _refuse_mixture(path: Path, wanted: Plain, *, resume: bool, overwrite: bool) -> None:

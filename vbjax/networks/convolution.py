@@ -258,10 +258,6 @@ def _dense(x: Array, kernel: Array, padding: Sequence[Pair], dilation: tuple[int
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, rhs_dilation=dilation, dimension_numbers=_NHWC)
 
 
-# Where each operand of a primitive carries what can be merged with a mapped axis.
-_IMAGES, _KERNEL_IN, _KERNEL_OUT = 0, 2, 3
-
-
 def _primitive(name: str, stock: Callable, cpu: Callable, merges: tuple[Pair, Pair]) -> Primitive:
     """Make a bilinear primitive.
 
