@@ -157,6 +157,35 @@ def test_at_beta_one_the_spectrum_is_the_stated_numbers_and_the_rate_the_models_
     np.testing.assert_allclose(law.rate, kl, atol=1e-12)
 
 
+def test_equal_eigenvalues_leave_no_weights_and_no_nan():
+    covariances = jnp.asarray(np.linspace(0.1, 3.0, 30)[:, None, None] * np.eye(7))
+    solve = jax.vmap(lambda covariance: maximum_likelihood(jnp.zeros(7), covariance, latent_dim=2))
+
+    def unguarded(covariances):
+        values = np.linalg.eigvalsh(covariances)
+        noise = values[:, :-2].mean(1)
+        with np.errstate(invalid="ignore"):
+            return np.sqrt(values[:, -2:] - noise[:, None]), noise
+
+    def check(solve):
+        weights, *_, noise = solve(covariances)
+        np.testing.assert_allclose(weights, 0, atol=1e-7)
+        np.testing.assert_allclose(noise, np.linspace(0.1, 3.0, 30), rtol=1e-14)
+
+    holds_only_for(check, jax.jit(solve), unguarded)
+
+
+def test_constant_coordinates_count_as_directions_without_variance_unless_all_noise_is_gone():
+    mean, covariance = moments()
+    padded = jnp.zeros((7, 7)).at[:5, :5].set(covariance)
+    model = maximum_likelihood(jnp.concatenate([mean, jnp.zeros(2)]), padded, latent_dim=2)
+    np.testing.assert_allclose(model.noise_variance, np.linalg.eigvalsh(covariance)[:3].sum() / 5, rtol=1e-12)
+    basis = np.linalg.qr(np.random.default_rng(1).normal(size=(7, 2)))[0]
+    for covariance in (padded, basis @ np.diag([2.0, 1.0]) @ basis.T, np.zeros((7, 7))):
+        with pytest.raises(ValueError, match="lower latent_dim"):
+            maximum_likelihood(jnp.zeros(7), jnp.asarray(covariance), latent_dim=5)
+
+
 def test_bad_input_is_refused_by_name():
     with pytest.raises(ValueError, match="latent_dim must be from 1 to 4"):
         linear_gaussian.maximum_likelihood(*moments(), latent_dim=5)

@@ -7,6 +7,7 @@ does not depend on x, and a β-VAE keeps the directions whose variance exceeds �
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -105,7 +106,8 @@ def maximum_likelihood(mean: Float[Array, " D"], covariance: Float[Array, "D D"]
     """The PPCA solution: σ² is the mean of the eigenvalues left out, W = U (Λ - σ² I)^½ up to a rotation.
 
     covariance: of the data, with 1/N. WᵀW is diagonal, so that a diagonal encoder is exact too. Raises ValueError
-    unless 1 <= latent_dim < D. Source: Tipping & Bishop (1999), eqs. 7 and 8.
+    unless 1 <= latent_dim < D and σ² is positive beyond rounding: a covariance of rank latent_dim has none. Source:
+    Tipping & Bishop (1999), eqs. 7 and 8.
     """
     dimension = mean.shape[0]
     if not 1 <= latent_dim < dimension:
@@ -113,7 +115,14 @@ def maximum_likelihood(mean: Float[Array, " D"], covariance: Float[Array, "D D"]
     values, vectors = jnp.linalg.eigh(covariance)
     left_out, values, vectors = values[:-latent_dim], values[-latent_dim:], vectors[:, -latent_dim:]
     noise_variance = left_out.mean()
-    return LinearVAE(vectors * jnp.sqrt(values - noise_variance)[None], mean, noise_variance)
+    rounding = dimension * jnp.finfo(values.dtype).eps * values[-1]
+    if not isinstance(noise_variance, jax.core.Tracer) and not noise_variance > rounding:
+        raise ValueError(
+            f"covariance leaves no noise beyond its first {latent_dim} directions (σ² = {noise_variance:.3g}); lower "
+            "latent_dim, leave constant coordinates out of x, or add a small multiple of I"
+        )
+    # equal eigenvalues differ from their mean by rounding, either way
+    return LinearVAE(vectors * jnp.sqrt(jnp.maximum(values - noise_variance, 0))[None], mean, noise_variance)
 
 
 def mean_log_evidence(model: LinearVAE, mean: Float[Array, " D"], covariance: Float[Array, "D D"]) -> Scalar:
