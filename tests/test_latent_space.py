@@ -185,6 +185,25 @@ def test_an_attribute_is_the_difference_of_the_mean_codes_and_not_of_unrelated_h
     holds_only_for(direction, values, -values, other)
 
 
+def test_an_attribute_that_most_have_is_that_of_the_others_reversed():
+    rng = np.random.default_rng(4)
+    has = np.arange(50) < 35
+    codes = rng.normal(size=(50, 3))
+    expected = codes[has].mean(0) - codes[~has].mean(0)
+
+    def strictly_above(codes, values):
+        above = values > np.median(values)
+        return codes[above].sum(0) / max(above.sum(), 1) - codes[~above].mean(0)
+
+    def check(attribute):
+        np.testing.assert_allclose(attribute(jnp.asarray(codes), jnp.asarray(has, float)), expected, rtol=1e-12)
+        np.testing.assert_allclose(attribute(jnp.asarray(codes), jnp.asarray(~has, float)), -expected, rtol=1e-12)
+
+    holds_only_for(check, jax.jit(latent_space.attribute), strictly_above)
+    with pytest.raises(ValueError, match="values must differ"):
+        latent_space.attribute(jnp.asarray(codes), jnp.ones(50))
+
+
 def blob(slant=0.0, width=1.5, height=3.0, ink=2.0, side=40):
     """A normal density with this standard deviation of rows and, around a line of this slant, of columns."""
     rows, columns = np.mgrid[:side, :side] - (side - 1) / 2

@@ -65,9 +65,14 @@ def arithmetic(a: Float[Array, "n dim"], b: Float[Array, "m dim"], c: Float[Arra
 def attribute(codes: Float[Array, "n dim"], values: Float[Array, " n"]) -> Code:
     """The direction of an attribute: mean code where its value is above the median, minus mean code of the others.
 
-    Add multiples of it to a code to give it more or less of the attribute.
+    Where none is above, as with a yes or no that most have, the median itself counts as having it. Add multiples of
+    it to a code to give it more or less of the attribute. Raises ValueError if all values are equal.
     """
-    has = (values > jnp.median(values)).astype(codes.dtype)
+    if not isinstance(values, jax.core.Tracer) and not values.max() > values.min():
+        raise ValueError(f"values must differ to have a direction, got {values[0]} for every code; leave it out")
+    median = jnp.median(values)
+    above = values > median
+    has = jnp.where(above.any(), above, values >= median).astype(codes.dtype)
     return has @ codes / has.sum() - (1 - has) @ codes / (1 - has).sum()
 
 
