@@ -259,6 +259,9 @@ def test_the_semi_supervised_loss_weighs_its_terms_as_the_objective_says():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
     with pytest.raises(ValueError, match="labelled_share"):
         networks.loss(labelled_share=0.0, alpha=1.0)
+    for alpha in (-1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="alpha be >= 0 and finite"):
+            networks.loss(labelled_share=0.5, alpha=alpha)
 
 
 TINY = conditional_vae.Config(hidden=(16,), latent_dim=3, steps=200, batch_size=32, eval_samples=4)
@@ -300,16 +303,16 @@ def test_the_labelled_examples_are_as_many_of_every_class_and_the_others_are_the
     assert sorted([*known, *rest]) == list(range(500))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "config", "pictures"),
     [
-        (
+        pytest.param(
             conditional_vae,
             TINY,
             {"analogies", "class_samples", "style_traversal", "interpolation", "attributes", "latent_map"},
+            marks=pytest.mark.slow,
         ),
-        (semi_supervised, TINY_M2, {"labelled", "class_samples"}),
+        pytest.param(semi_supervised, TINY_M2, {"labelled", "class_samples"}, marks=pytest.mark.long),
     ],
 )
 def test_a_run_leaves_a_card_with_its_pictures_and_resumes_to_the_same_numbers(script, config, pictures, tmp_path):

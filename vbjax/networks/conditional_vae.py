@@ -129,10 +129,11 @@ class M2Networks(NamedTuple):
         labelled_share: the fraction ρ of the training examples that have a label. The objective is the mean over the
         training set of the labelled or unlabelled bound, plus α times the mean of log q(y|x) over the labelled ones:
         ρ E_l ℒ(x, y) + (1 - ρ) E_u 𝒰(x) + α E_l log q(y|x) (Kingma et al. 2014, eq. 9, divided by N; their α is
-        0.1 N). α is not part of any bound. Raises ValueError unless 0 < ρ <= 1 and α >= 0.
+        0.1 N). α is not part of any bound. Raises ValueError unless 0 < ρ <= 1 and 0 <= α < ∞.
         """
-        if not (0 < labelled_share <= 1 and alpha >= 0):
-            raise ValueError(f"labelled_share must lie in (0, 1] and alpha be >= 0, got {labelled_share} and {alpha}")
+        if not (0 < labelled_share <= 1 and 0 <= alpha < float("inf")):
+            got = f"got {labelled_share} and {alpha}"
+            raise ValueError(f"labelled_share must lie in (0, 1] and alpha be >= 0 and finite, {got}")
 
         def one(key: PRNGKey, params: Params, image: Array, label: Int[Array, ""], unlabelled: Array):
             key_dropout, key_labelled, key_unlabelled = jax.random.split(key, 3)
