@@ -119,6 +119,66 @@ def test_continuous_bernoulli_kl_matches_quadrature(float64):
     holds_only_for(lambda v: assert_allclose(v, right, rtol=1e-7, atol=1e-13), kl(q, p), kl(p, q), bernoulli)
 
 
+def continuous_bernoulli_kl(q, p):
+    return kl_divergence(ContinuousBernoulli(q), ContinuousBernoulli(p))
+
+
+def test_continuous_bernoulli_kl_of_neighbours_keeps_its_digits_and_its_sign_in_float32():
+    logits = np.linspace(-40, 40, 401)
+    pairs = np.concatenate([np.stack([logits, logits + gap]) for gap in (1e-4, 1e-3, -0.1, 3.0, -5.0, 19.0, -60.0)], 1)
+    large = [[800, 801, 800, 300, 0, 800], [801, 800, 1190, 1, 800, 0]]
+    q, p = np.float32(np.concatenate([pairs, large], 1))
+    # the integral of (1 - s) gap² Var along the segment, in NumPy's float64 by far more nodes
+    start, end = q.astype(float) / 2, p.astype(float) / 2
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    nodes, weights = (nodes + 1) / 2, weights / 2
+    t = start + nodes[:, None] * (end - start)
+    tiny = np.abs(t) < 1e-2
+    safe = np.where(tiny, 1, t)
+    curvature = np.where(tiny, 1 / 3 - t**2 / 15, 1 / safe**2 - 1 / np.sinh(np.clip(safe, -300, 300)) ** 2)
+    expected = (end - start) ** 2 * ((weights * (1 - nodes)) @ curvature)
+
+    def naive(q, p):
+        q, p = ContinuousBernoulli(q), ContinuousBernoulli(p)
+        return p.log_normaliser() - q.log_normaliser() - (p.logits - q.logits) * (q.mean() - 0.5)
+
+    def check(kl):
+        found = np.asarray(jax.jit(jax.vmap(kl))(jnp.asarray(q), jnp.asarray(p)))
+        assert found.min() > 0
+        assert_allclose(found, expected, rtol=2e-5)
+
+    holds_only_for(check, continuous_bernoulli_kl, naive)
+    # of a law and its mirror image: the logit times twice the distance of the mean from a half
+    assert_allclose(continuous_bernoulli_kl(np.float32(800), np.float32(-800)), 800 - 2, rtol=1e-6)
+
+
+def test_continuous_bernoulli_kl_has_the_gradient_of_an_exponential_family(float64):
+    q = jnp.asarray(np.repeat([0.0, 0.3, -2.0, 7.0, -40.0, 800.0], 6))
+    p = q + jnp.asarray(np.tile([0.0, 1e-6, -3.9, 4.1, -25.0, 500.0], 6))
+    at_q, at_p = jax.jit(jax.vmap(jax.grad(continuous_bernoulli_kl, (0, 1))))(q, p)
+    of_q, of_p = ContinuousBernoulli(q), ContinuousBernoulli(p)
+    assert_allclose(at_q, (q - p) * of_q.variance(), rtol=1e-9)
+    assert_allclose(at_p, of_p.mean() - of_q.mean(), rtol=1e-9, atol=1e-14)
+
+
+def test_continuous_bernoulli_quantiles_stay_in_the_interval_and_its_distribution_function_outside_of_it():
+    law = ContinuousBernoulli(np.array([0.0, 20, -20, 800, -800], np.float32))
+
+    def check(quantile):
+        low, high = (np.asarray(quantile(jnp.full(5, u, jnp.float32))) for u in (0, 1))
+        assert np.all((low >= 0) & (low <= high) & (high <= 1))
+        assert_allclose([low[[0, 2, 4]], high[[0, 1, 3]]], [[0] * 3, [1] * 3])
+
+    def unclamped(u):
+        size = jnp.maximum(jnp.abs(law.logits), 1e-7)
+        distance = -jnp.log1p(jnp.where(law.logits <= 0, u, 1 - u) * jnp.expm1(-size)) / size
+        return jnp.where(law.logits <= 0, distance, 1 - distance)
+
+    holds_only_for(check, law.quantile, unclamped)
+    for x, below in ((-0.5, 0), (-np.inf, 0), (0, 0), (1, 1), (1.5, 1), (np.inf, 1)):
+        assert_allclose(law.cdf(jnp.full(5, x, jnp.float32)), below)
+
+
 def law_of(head, raw=None):
     """The law at features of zero; raw: what the scale's parameters are set to."""
     params = jax.jit(head.init)(jax.random.key(0), jnp.zeros(4))

@@ -50,6 +50,7 @@ class ContinuousBernoulli(Distribution):
 
     def cdf(self, x):
         # of the side on which the density rises towards 1/2, where nothing overflows
+        x = jnp.clip(x, 0, 1)
         falls, size = self.logits <= 0, self._size()
         below = jnp.expm1(-size * jnp.where(falls, x, 1 - x)) / jnp.expm1(-size)
         return jnp.where(falls, below, 1 - below)
@@ -57,6 +58,7 @@ class ContinuousBernoulli(Distribution):
     def quantile(self, u):
         falls, size = self.logits <= 0, self._size()
         distance = -jnp.log1p(jnp.where(falls, u, 1 - u) * jnp.expm1(-size)) / size
+        distance = jnp.minimum(distance, 1)  # expm1 rounds to -1
         return jnp.where(falls, distance, 1 - distance)
 
     def sample(self, key, shape=()):
