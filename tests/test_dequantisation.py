@@ -57,6 +57,26 @@ def test_dequantised_bounds_have_their_expectations(model):
     assert tighter.mean() > terms.bound.mean() + 8 * terms.bound.std() / draws**0.5
 
 
+def test_the_mean_of_densities_under_unit_noise_is_the_mass(model):
+    # exp(importance_weighted) is unbiased for P(x), and noise of another width is not
+    x, draws = np.array([4.0, 2.0]), 20_000
+    keys = jax.random.split(jax.random.key(2), draws)
+
+    def estimates(key):
+        def of_width(width):
+            def log_prob(y):  # y - x is the noise that was added
+                return model.log_prob(x + width * (y - x))
+
+            return jnp.exp(dequantised_log_prob(key, log_prob, jnp.asarray(x), samples=8).importance_weighted)
+
+        return jax.vmap(of_width)(jnp.asarray([1.0, 0.9, 1.1]))
+
+    masses = np.asarray(jax.jit(jax.vmap(estimates))(keys))
+    z = (masses.mean(0) - cell_mass(model, x)) / (masses.std(0) / draws**0.5)
+    assert abs(z[0]) < 4.9  # 1e-6 of false alarms
+    assert (abs(z[1:]) > 8).all()
+
+
 def test_noise_stays_in_the_cell_and_samples_are_counted(model):
     images = jnp.arange(17).repeat(100)
     noisy = dequantise(jax.random.key(0), images)
