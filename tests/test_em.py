@@ -11,6 +11,7 @@ from sklearn.mixture import GaussianMixture
 
 from vbjax import bounds, em
 from vbjax.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
+from vbjax.em import gaussians
 from vbjax.em.fitting import batches
 from vbjax.em.kmeans import lloyd_step
 
@@ -243,6 +244,19 @@ def test_em_climbs_from_bad_starts_also_with_a_collapsing_component():
         em.fit(key(), family._replace(step=_forgets_weights(family)), data, initial=found.model)
 
 
+def test_float32_climbs_at_the_default_floor_with_components_of_low_rank(monkeypatch):
+    # 20 components in 16 dimensions share 300 data: several have fewer data than directions
+    data = np.random.default_rng(0).normal(size=(300, 16)).astype(np.float32)
+    found = em.fit(key(), em.full_gaussians(20), data)
+    covariance = np.asarray(found.model.components.covariance(), float)
+    floor = gaussians.RESOLUTION * np.finfo(np.float32).eps * data.var(0).max()
+    assert found.objective.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.eigvalsh(covariance).min(), floor, rtol=0.05)  # it rests there
+    monkeypatch.setattr(gaussians, "RESOLUTION", 0)
+    with pytest.raises(em.NotMonotone, match="float64 or a higher floor"):
+        em.fit(key(), em.full_gaussians.__wrapped__(20), data)  # the raw floor
+
+
 def _forgets_weights(family):
     """The E-step q(z) ∝ p(x|z), without the prior."""
 
@@ -328,6 +342,23 @@ def test_one_component_is_the_maximum_likelihood_normal_law():
 
 
 @pytest.mark.parametrize(
+    ("family", "data", "expected"),
+    [
+        (em.full_gaussians(3), X, 2 + 3 * (3 + 6)),
+        (em.tied_gaussians(3), X, 2 + 3 * 3 + 6),
+        (em.diagonal_gaussians(3), X, 2 + 2 * 3 * 3),
+        (em.spherical_gaussians(3), X, 2 + 3 * (3 + 1)),
+        (em.bernoulli_mixture(3), BITS, 2 + 3 * 3),
+        (em.categorical_mixture(3, 7), LEVELS, 2 + 3 * 3 * 6),
+        (em.ppca(2), X, 3 + 3 * 2 - 1 + 1),
+        (em.factor_analysis(2), X, 2 * 3 + 3 * 2 - 1),
+    ],
+)
+def test_free_parameters_are_counted(family, data, expected):
+    assert em.free_parameters(em.fit(key(), family, data, max_iterations=2).model) == expected
+
+
+@pytest.mark.parametrize(
     ("family", "data", "message"),
     [
         (em.full_gaussians(3), X[:2], "at most the number of data"),
@@ -353,6 +384,7 @@ def test_bad_arguments_are_refused_by_name():
         (lambda: em.ppca(0), "latent"),
         (lambda: em.ppca_maximum(X, 3), "latent must be below"),
         (lambda: em.k_means(key(), X, 0), "clusters"),
+        (lambda: em.k_means(key(), X, 3, batch_size=0), "batch_size"),
         (lambda: em.k_means(key(), X[:2], 3), "clusters must be at most"),
         (lambda: em.fit(key(), em.ppca(1), X, restarts=0), "restarts"),
         (lambda: em.fit(key(), em.ppca(1), X, tolerance=-1), "tolerance"),

@@ -6,6 +6,7 @@ so `VAE(model.prior, model.posterior, model.likelihood)` and `bounds.elbo` read 
 E-step is the encoder without a gap. Read `fitting` first.
 """
 
+from vbjax.em.complexity import free_parameters
 from vbjax.em.factor_models import FactorModel, factor_analysis, ppca, ppca_maximum
 from vbjax.em.fitting import Family, Fit, NotMonotone, Step, fit
 from vbjax.em.gaussians import (
@@ -34,6 +35,7 @@ __all__ = [
     "discretised",
     "factor_analysis",
     "fit",
+    "free_parameters",
     "full_gaussians",
     "k_means",
     "mixture",

@@ -100,9 +100,9 @@ def fit(
     before any work, and `NotMonotone` if the objective of a restart falls by more than rounding (an initial model
     below the variance floor may do that too) or is not finite.
     """
-    _require("restarts", restarts, restarts >= 1)
-    _require("max_iterations", max_iterations, max_iterations >= 1)
-    _require("batch_size", batch_size, batch_size >= 1)
+    at_least_one("restarts", restarts)
+    at_least_one("max_iterations", max_iterations)
+    at_least_one("batch_size", batch_size)
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0 nats per datum, got {tolerance}")
     if initial is not None and restarts != 1:
@@ -237,6 +237,7 @@ def check_count(name: str, count: int, values: np.ndarray) -> None:
         raise ValueError(f"{name} must be at most the number of data, {values.shape[0]}, got {count}")
 
 
-def _require(name: str, value: int, holds: bool) -> None:
-    if not holds:
+def at_least_one(name: str, value: int) -> None:
+    """ValueError, naming the argument, unless it is at least one."""
+    if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")

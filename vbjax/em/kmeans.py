@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int32
 
-from vbjax.em.fitting import Batches, Step, as_data, as_real, batches, best, check_count, climb, sum_over
+from vbjax.em.fitting import Batches, Step, as_data, as_real, at_least_one, batches, best, check_count, climb, sum_over
 from vbjax.types import PRNGKey, Scalar
 
 Centres = Float[Array, "clusters d"]
@@ -21,7 +21,7 @@ class Clusters(NamedTuple):
     """Centres, the nearest one of each datum, and the distortion after 0, 1, … updates.
 
     distortion: mean squared distance of a datum to its centre; times n it is the J that is usually printed.
-    converged: whether the last update changed nothing.
+    converged: whether the last update did not lower the distortion.
     """
 
     centres: Centres
@@ -47,9 +47,9 @@ def k_means(
     fewer data than clusters, or bad arguments. Source: Lloyd (1982); Arthur & Vassilvitskii (2007).
     """
     values = as_data(data)
-    for name, value in (("clusters", clusters), ("restarts", restarts), ("max_iterations", max_iterations)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    counts = {"clusters": clusters, "restarts": restarts, "max_iterations": max_iterations, "batch_size": batch_size}
+    for name, value in counts.items():
+        at_least_one(name, value)
     check_count("clusters", clusters, values)
     points = as_real(values)
     if initial is None:
