@@ -85,7 +85,7 @@ def by_em(
     model: Any = em.fit(
         key_fit, family, np.asarray(train), restarts=restarts, tolerance=tolerance, max_iterations=20_000
     ).model
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(model))
+    parameters = em.free_parameters(model)
     law = em.discretised(model, data.levels) if isinstance(getattr(model, "components", None), Normal) else model
     if of_integers or law is not model:
         measured, evidence = "exact", _certain(_over(law.log_prob, test.astype(jnp.int32)))
