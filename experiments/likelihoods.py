@@ -108,9 +108,9 @@ def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]
     pixels, short = ("bernoulli",) * 2 if levels == 2 else ("discretised_logistic_mixture", "logistic_mixture")
     shared: dict[str, Any] = {"levels": levels, "hidden": config.hidden, "dropout": config.dropout}
     plain = mlp_vae(shape, latent_dim=config.latent_dim, likelihood=pixels, **shared)
-    prior = "flow" if "flow_prior" in row_names(config) else "standard"
+    prior = "flow" if {"flow_prior", "autoregressive"} & {*row_names(config)} else "standard"
     flow = mlp_vae(shape, latent_dim=config.latent_dim, likelihood=pixels, prior=prior, **shared)
-    looking_back = mlp_vae(shape, latent_dim=config.latent_dim, likelihood=f"autoregressive_{short}", **shared)
+    both = mlp_vae(shape, latent_dim=config.latent_dim, likelihood=f"autoregressive_{short}", prior=prior, **shared)
     # a level above the latents that the others have
     split = (max(1, config.latent_dim // 3), config.latent_dim)
     levels_of_latents = hierarchical_vae(shape, latent_dims=split, likelihood=pixels, **shared)
@@ -159,7 +159,7 @@ def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]
         "iwae": trained(f"VAE trained on IWAE-{config.samples}", plain, config.samples),
         "hierarchical": trained(f"hierarchical VAE, IWAE-{config.samples}", levels_of_latents, config.samples),
         "flow_prior": trained(f"VAE with a flow prior, IWAE-{config.samples}", flow, config.samples),
-        "autoregressive": trained(f"VAE whose pixels look back, IWAE-{config.samples}", looking_back, config.samples),
+        "autoregressive": trained(f"flow prior, and pixels that look back, IWAE-{config.samples}", both, config.samples),
     }
 
 
