@@ -159,7 +159,7 @@ def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]
         "iwae": trained(f"VAE trained on IWAE-{config.samples}", plain, config.samples),
         "hierarchical": trained(f"hierarchical VAE, IWAE-{config.samples}", levels_of_latents, config.samples),
         "flow_prior": trained(f"VAE with a flow prior, IWAE-{config.samples}", flow, config.samples),
-        "autoregressive": trained(f"flow prior, and pixels that look back, IWAE-{config.samples}", both, config.samples),
+        "autoregressive": trained(f"flow prior, pixels look back, IWAE-{config.samples}", both, config.samples),
     }
 
 
