@@ -73,6 +73,8 @@ def test_another_configuration_in_the_same_folder_is_refused_by_naming_the_field
         ({"ema_decay": 1.5}, "ema_decay"),
         ({"hidden": ()}, "hidden"),
         ({"eval_samples": -3}, "eval_samples"),
+        ({"annealed_images": 1}, "annealed_images"),
+        ({"annealed_images": 451}, "450 test images"),
         ({"seed": 10**22}, "seed"),
         ({"steps": 3_000_000_000}, "steps"),
         ({"objective": "iwae"}, "samples must be at least 2 for objective 'iwae'"),
@@ -153,7 +155,7 @@ def test_a_hierarchical_run_prices_each_level_and_resumes_to_the_same_numbers(tm
     "changes",
     [
         {"encoder": "flow", "prior": "vamp", "body": "conv", "features": (4,)},
-        {"encoder": "full", "prior": "flow", "objective": "renyi", "samples": 2},
+        {"encoder": "full", "prior": "flow", "objective": "renyi", "samples": 2, "annealed_images": 3},
         {"prior": "mixture", "objective": "capacity", "capacity": 5.0, "warmup_steps": 10},
         {"likelihood": "normal_predicted", "objective": "free_bits", "free_nats": 0.2},
         {"likelihood": "autoregressive_bernoulli", "binarise": "dynamic", "prior": "vamp"},
