@@ -4,7 +4,7 @@ A check is a function of the thing under test, so that `holds_only_for` can appl
 Everything here is NumPy in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal, localcontext
 from typing import Any, NamedTuple
 
@@ -26,6 +26,15 @@ def holds_only_for(check: Callable[[Any], None], right: Any, *wrong: Any) -> Non
     for variant in wrong:
         with pytest.raises(AssertionError):
             check(variant)
+
+
+def every(step: int, values: Iterable[Any]) -> list[Any]:
+    """Parameters of which each step-th is tested always, and the others in the long set."""
+    marks = lambda i: [] if i % step == 0 else [pytest.mark.long]  # noqa: E731
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=marks(i))
+        for i, value in enumerate(values)
+    ]
 
 
 def z_threshold(count: int) -> float:

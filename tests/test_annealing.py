@@ -92,6 +92,7 @@ def test_walks_up_average_to_the_evidence_and_walks_down_to_its_inverse():
     unbiased(upward(plan(4), Normal(np.float32([0.7, -0.6]), np.float32([0.6, 0.8]))))
 
 
+@pytest.mark.slow
 def test_a_move_without_its_acceptance_test_is_rejected(monkeypatch):
     def unadjusted(key, at, point, beta, step_size, leapfrog_steps):
         momentum = jax.random.normal(key, point.z.shape)
@@ -174,6 +175,7 @@ def test_tuned_steps_are_accepted_as_often_as_asked():
     holds_only_for(as_asked, step_size, step_size / 2, step_size * 2)
 
 
+@pytest.mark.slow
 def test_float32_keeps_a_bound_of_three_hundred_nats_over_a_thousand_steps():
     """Evidence -300 at D = 200, k = 4. Rounding: 1000 increments of 0.3 into a sum of 300 move it by about 1e-3."""
     rng = np.random.default_rng(0)

@@ -458,6 +458,7 @@ def run_in(folder, **options):
     return Run(out=folder, quiet=True, checkpoint_every=100, **options)
 
 
+@pytest.mark.slow
 def test_the_script_leaves_a_card_and_pictures_and_pca_meets_itself(tmp_path, capsys):
     card = script.main(TINY, run_in(tmp_path / "run", json=True))
     assert json.loads(capsys.readouterr().out)["numbers"]["mse"]["value"] == card.numbers["mse"].value

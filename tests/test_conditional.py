@@ -324,7 +324,7 @@ def test_a_run_leaves_a_card_with_its_pictures_and_resumes_to_the_same_numbers(s
     assert again.numbers == card.numbers
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_short_run_holds_the_style_while_the_class_changes(tmp_path):
     """A third of the default run; measured there: slant .76, ink .86, analogies .99, 1.92 bits per dimension."""
     config = conditional_vae.Config(steps=1000, eval_samples=20)

@@ -132,6 +132,7 @@ def test_digits_are_scikit_learns_first_1347_and_last_450():
     assert fingerprint(digits) == SHA256["digits"]
 
 
+@pytest.mark.slow
 def test_fashion_mnist_from_the_debian_package_is_the_published_data(fashion_dir):
     fashion = datasets.load("fashion_mnist", data_dir=fashion_dir)
     assert fashion.levels == 256
@@ -148,6 +149,7 @@ def test_fashion_mnist_from_the_debian_package_is_the_published_data(fashion_dir
         assert pairs(images, labels) == pairs(raw_images, np.frombuffer(raw_labels, np.uint8, offset=8))
 
 
+@pytest.mark.slow
 def test_second_load_takes_under_a_second_and_reads_the_same_bytes(fashion_dir):
     start = time.perf_counter()
     fashion = datasets.load("fashion_mnist", data_dir=fashion_dir)
@@ -155,6 +157,7 @@ def test_second_load_takes_under_a_second_and_reads_the_same_bytes(fashion_dir):
     assert fingerprint(fashion) == SHA256["fashion_mnist"]
 
 
+@pytest.mark.slow
 def test_prepared_data_are_those_of_the_stock_builder(fashion_dir):
     import tensorflow_datasets as tfds
 

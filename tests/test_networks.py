@@ -112,6 +112,7 @@ def test_every_encoder_goes_with_every_prior_on_convolutions(encoder, prior):
     assert [leaf.shape for leaf in jax.tree.leaves(shapes)] == [(), (), (2,), (4, 4)]
 
 
+@pytest.mark.slow
 def test_a_flow_encoder_and_a_vamp_prior_share_what_they_should_and_all_of_it_learns():
     net = mlp_vae(SHAPE, likelihood="bernoulli", levels=2, latent_dim=3, hidden=(8,), encoder="flow", prior="vamp")
     params, images = jax.jit(net.init)(jax.random.key(0)), jnp.arange(24, dtype=jnp.uint8).reshape(4, *SHAPE) % 2

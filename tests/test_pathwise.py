@@ -715,6 +715,7 @@ def test_every_estimator_of_the_family_refuses_a_jump_under_jit_and_vmap(estimat
         draw(jax.random.split(jax.random.key(0), 2), jnp.zeros(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", FAMILY, ids=lambda e: e.spec.name)
 def test_spec_counts_calls_and_gradients_of_the_objective(estimator):
     calls = []
@@ -733,6 +734,7 @@ def test_spec_counts_calls_and_gradients_of_the_objective(estimator):
     assert all(getattr(q.capabilities, need) for need in estimator.spec.needs)
 
 
+@pytest.mark.slow
 def test_family_works_in_float32_under_jit_and_vmap():
     with jax.enable_x64(False):
 
@@ -812,6 +814,7 @@ def test_arguments_are_checked_before_any_work():
         draw(antithetic(), Poisson(2.0))
 
 
+@pytest.mark.slow
 def test_sobol_noise_has_the_shape_of_copies_and_no_nodes_or_density():
     base = Joint((Normal(jnp.zeros(2), 1.0), Uniform(0.0, 1.0)))
     law = ScrambledSobol(base, 4)

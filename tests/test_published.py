@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import every
 from scipy import integrate, special
 
 from vbjax import bounds
@@ -231,7 +232,7 @@ def test_the_digits_gradient_is_what_an_unbiased_estimator_averages_to(discrete)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", every(2, CASES))
 def test_the_published_case_is_reproduced(name):
     (case,) = published_cases([name], quick=True)
     assert case.verdict, failed(case)

@@ -117,7 +117,7 @@ def test_importance_weighted_nll_meets_the_exact_evidence_within_its_own_error_a
     assert (one.mean() - exact) / (one.std() / 2000**0.5) > 8
 
 
-@pytest.mark.parametrize("samples", [2, 3, 5, 6, 7, 10, 50, 100])
+@pytest.mark.parametrize("samples", [2, 7, 100])
 def test_equal_weights_have_no_monte_carlo_error(samples):
     """Under an encoder and a decoder that ignore each other every weight is p(x), whatever the draw."""
     law = Normal(jnp.zeros(2), jnp.ones(2))
