@@ -572,7 +572,7 @@ def test_short_training_gets_well_below_the_mean_image(model):
     holds_only_for(has_learned, trained(jax.random.key(30), loss, batch, start, steps=200, learning_rate=1e-2), start)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_finished_stacked_run_resumes_to_the_same_numbers(tmp_path):
     config = script.Config(model="stacked", hidden=(16,), steps=100, pretrain_steps=50, code_dim=2)
     card = script.main(config, run_in(tmp_path / "run"))

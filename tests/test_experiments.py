@@ -187,7 +187,7 @@ def test_every_likelihood_of_grey_levels_trains(likelihood, tmp_path):
     assert card.numbers["bits_per_dim"].value < 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_default_digits_vae_reaches_its_likelihood(tmp_path):
     """Below the 1.95 bits per dimension that a VAE without the look back had, three standard errors included.
 
