@@ -20,7 +20,6 @@ start_jax()
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from vbjax import cards, conditional, datasets, evaluation, latent_space, objectives, training
 from vbjax.distributions import Categorical
@@ -139,12 +138,6 @@ def make_loss(config: Config, networks: CVAENetworks):
     return loss
 
 
-def make_batch(key, data: datasets.Dataset, size: int) -> Partial:
-    """`step -> ((images, labels), step)`."""
-    examples = datasets.batches(key, (data.train_images, data.train_labels), size)
-    return Partial(lambda examples, step: (examples(step), step), examples)
-
-
 def likelihoods(key, networks: CVAENetworks, params, data: datasets.Dataset, samples: int) -> dict[str, cards.Number]:
     """Test bounds with their standard errors over examples, and the accuracy of Bayes' rule."""
     class_prior = Categorical(jnp.log(jnp.bincount(data.train_labels, length=CLASSES).astype(jnp.float32)))
@@ -224,10 +217,11 @@ def main(config: Config, run: Run) -> cards.Card:
         experiment = Experiment.open(f"conditional-vae-{config.dataset}", config, run, state, begin=begin)
 
     with experiment.running():
+        batch = datasets.batches(key_data, (data.train_images, data.train_labels), config.batch_size)
         state = experiment.train(
             key_train,
             make_loss(config, networks),
-            make_batch(key_data, data, config.batch_size),
+            datasets.numbered(batch),
             optimizer,
             state,
             steps=config.steps,

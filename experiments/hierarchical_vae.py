@@ -20,7 +20,6 @@ start_jax()
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from vbjax import cards, datasets, evaluation, objectives, training
 from vbjax.experiment import Experiment, Run, check_counts, command_line, load_data, preparing
@@ -200,7 +199,7 @@ def main(config: Config, run: Run) -> cards.Card:
         state = experiment.train(
             key_train,
             make_loss(config, networks),
-            Partial(lambda batch, step: (batch(step), step), batch),
+            datasets.numbered(batch),
             optimizer,
             state,
             steps=config.steps,

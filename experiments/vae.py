@@ -22,7 +22,6 @@ start_jax()
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from vbjax import amortisation, bounds, cards, datasets, evaluation, objectives, progress, training
 from vbjax.annealing import sigmoidal_betas
@@ -353,7 +352,7 @@ def main(config: Config, run: Run) -> cards.Card:
         state = experiment.train(
             key_train,
             make_loss(config, networks, data.levels),
-            Partial(lambda batch, step: (batch(step), step), batch),
+            datasets.numbered(batch),
             optimizer,
             state,
             steps=config.steps,

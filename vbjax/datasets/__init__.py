@@ -6,7 +6,7 @@ a step sees, as a pure function of a key and the step). `preparation` and `build
 Importing this package imports neither tensorflow-datasets nor scikit-learn: `load` does, when it must.
 """
 
-from vbjax.datasets.batching import batch_indices, batches, binarise, dynamic_binarise, shuffled_index
+from vbjax.datasets.batching import batch_indices, batches, binarise, dynamic_binarise, numbered, shuffled_index
 from vbjax.datasets.errors import DatasetUnavailable, UnknownDataset
 from vbjax.datasets.images import NAMES, Dataset, load
 from vbjax.datasets.synthetic import (
@@ -35,6 +35,7 @@ __all__ = [
     "grid_modes",
     "linear_gaussian",
     "load",
+    "numbered",
     "ring_modes",
     "shuffled_index",
     "swiss_roll",

@@ -88,6 +88,11 @@ def batches(key: PRNGKey, arrays: PyTree, batch_size: int) -> Partial:
     return Partial(batch, arrays)
 
 
+def numbered(batch: Partial) -> Partial:
+    """`step -> (batch(step), step)`, for losses that change as the training goes on."""
+    return Partial(lambda batch, step: (batch(step), step), batch)
+
+
 def binarise(images: Integer[Array | np.ndarray, "*shape"], threshold: int) -> UInt8[Array | np.ndarray, "*shape"]:
     """Return one where the pixel exceeds the threshold (static binarisation; 127 is usual for 256 levels)."""
     return (images > threshold).astype(np.uint8)

@@ -5,20 +5,18 @@ path gives it with what the image says. Otherwise a network of its own reads z_t
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from vbjax import bounds, objectives
 from vbjax.distributions import Distribution, Hierarchy, Normal
 from vbjax.hierarchical import precision_weighted
 from vbjax.networks.mlp import MLP, Decoder, GaussianEncoder, check_mlp
 from vbjax.networks.vae import Loss, batch_loss, likelihood_head
-from vbjax.objectives import Objective
-from vbjax.types import Bound, Params, PRNGKey
+from vbjax.types import Params, PRNGKey
 from vbjax.vae import VAE
 
 LEVELS = ("kl_top", "kl_bottom")
@@ -75,23 +73,9 @@ class HierarchicalVAENetworks(NamedTuple):
         prior = Hierarchy(Normal(zeros, jnp.ones_like(zeros)), Partial(self._generative, params["generative"]))
         return VAE(prior, encode, decode)
 
-    def loss(
-        self,
-        *,
-        samples: int = 1,
-        bound: Bound = bounds.iwae,
-        objective: Objective = objectives.elbo,
-        binarise_dynamically_from: int | None = None,
-    ) -> Loss:
+    def loss(self, **options: Any) -> Loss:
         """`networks.vae.batch_loss` of these networks; of one sample the KL of each level is a term."""
-        return batch_loss(
-            self.bind,
-            samples=samples,
-            bound=bound,
-            objective=objective,
-            binarise_dynamically_from=binarise_dynamically_from,
-            groups=LEVELS,
-        )
+        return batch_loss(self.bind, groups=LEVELS, **options)
 
     def _generative(self, params: Params, z_top: Array) -> Normal:
         return cast(Normal, self.generative.apply(params, z_top))

@@ -1,7 +1,7 @@
 """Linen modules bound to the callables of `vbjax.vae.VAE`: start at `mlp_vae` and `conv_vae`."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,22 +60,9 @@ class VAENetworks(NamedTuple):
 
         return VAE(self.prior.law(params["prior"], encoder(None)), encoder(keys[0]), decode)
 
-    def loss(
-        self,
-        *,
-        samples: int = 1,
-        bound: Bound = bounds.iwae,
-        objective: Objective = objectives.elbo,
-        binarise_dynamically_from: int | None = None,
-    ) -> Loss:
+    def loss(self, **options: Any) -> Loss:
         """`batch_loss` of these networks."""
-        return batch_loss(
-            self.bind,
-            samples=samples,
-            bound=bound,
-            objective=objective,
-            binarise_dynamically_from=binarise_dynamically_from,
-        )
+        return batch_loss(self.bind, **options)
 
 
 def batch_loss(
