@@ -1,5 +1,6 @@
 """Strict by default: no silent promotion of rank or dtype, no reused key, shapes and types checked at run time."""
 
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -19,6 +20,17 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
 
 install_import_hook("vbjax", "beartype.beartype")
+
+
+def pytest_configure(config):
+    """Compile the default tests without optimisation: their time is the compiler's, and halves. XLA reads the flags
+    when it first compiles, so it is not too late; the slow and long sets run what users run.
+    """
+    if "not slow" in config.option.markexpr and "XLA_FLAGS" not in os.environ:
+        flags = "--xla_backend_optimization_level=0"
+        if importlib.metadata.version("jax").startswith("0.10."):  # newer ones do not know the flag, and abort
+            flags += " --xla_cpu_use_fusion_emitters=false"
+        os.environ["XLA_FLAGS"] = flags
 
 
 @pytest.fixture(scope="module")

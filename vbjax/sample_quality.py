@@ -1,0 +1,1 @@
+"""How good samples are, from samples alone: Fréchet and kernel distances, precision and recall, modes covered."""
