@@ -1,13 +1,28 @@
 """The installed JAX computes what NumPy computes, and the canary would say so if it did not."""
 
+import os
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vbjax import canary
 
+ONE_SIZE = "from vbjax import canary; canary.BATCH_SIZES = (40_000,); raise SystemExit(canary.main())"
 
-@pytest.mark.parametrize("batch_size", [40_000, *(pytest.param(n, marks=pytest.mark.slow) for n in (2**14, 2**17))])
+
+def test_the_canary_is_green_where_it_would_be_red():
+    """In a process of its own: the default tests compile without the optimisations that go wrong."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    done = subprocess.run([sys.executable, "-c", ONE_SIZE], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+    assert "GREEN" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", canary.BATCH_SIZES)
 @pytest.mark.parametrize("probe", canary.PROBES, ids=lambda probe: probe.name)
 def test_compiled_and_eager_agree_with_numpy(probe, batch_size):
     finding = canary.examine(probe, batch_size)
