@@ -1,1 +1,0 @@
-"""How good samples are, from samples alone: Fréchet and kernel distances, precision and recall, modes covered."""
