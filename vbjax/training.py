@@ -7,7 +7,7 @@ computes cannot depend on the chunk that it is in. The rest of the package never
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -96,6 +96,10 @@ def make_optimizer(
     return descent if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), descent)
 
 
+CARRIED = optax.sgd(1.0)
+"""For an entry of the parameters that is remembered, not optimised: see `carry`."""
+
+
 def carry(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
     """Optimise all but one entry of the parameters; that entry is carried along by plain descent of rate one.
 
@@ -106,7 +110,26 @@ def carry(optimizer: optax.GradientTransformation, name: str) -> optax.GradientT
     def labels(params):
         return {key: "carried" if key == name else "optimised" for key in params}
 
-    return optax.multi_transform({"optimised": optimizer, "carried": optax.sgd(1.0)}, labels)
+    return optax.multi_transform({"optimised": optimizer, "carried": CARRIED}, labels)
+
+
+def each(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Optimise every top-level entry of the parameters by the optimizer of its name: the players of a game.
+
+    A name that `carry` describes goes with `CARRIED`. Names that the parameters lack do nothing.
+    """
+    return optax.multi_transform(dict(optimizers), lambda params: {key: key for key in params})
+
+
+def every(optimizer: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+    """Update at the last of every so many steps only, and keep parameters and moments as they are at the others.
+
+    Raises ValueError for steps below one.
+    """
+    _require("steps", steps, steps >= 1, "at least 1")
+    if steps == 1:
+        return optimizer
+    return optax.transforms.conditionally_mask(optimizer, lambda step: step % steps == steps - 1)
 
 
 def _learning_rate(
