@@ -5,6 +5,7 @@
     python experiments/vae.py --encoder flow --prior vamp --body conv
     python experiments/vae.py --objective beta --beta 4 --samples 1 --warmup-steps 500
     python experiments/vae.py --annealed-images 450                 # log p(x) from both sides; where the bound is lost
+    python experiments/vae.py --latent-dim 8 --validation 300       # choose settings without a look at the test split
     python experiments/vae.py --resume                              # go on after an interruption
 
 Posterior, prior, body, likelihood and objective combine freely; what does not go together is refused before any work.
@@ -14,6 +15,8 @@ continuous Bernoulli and normal likelihoods are densities of pixels in [0, 1], w
 """
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from vbjax.cli import start_jax
@@ -105,6 +108,9 @@ class Config:
     """free_bits: nats per coordinate of z below which the KL costs nothing more."""
     warmup_steps: int = 0
     """Steps over which the weight of the KL (elbo, beta) or the capacity grows from 0."""
+    svi_steps: int = 0
+    """Semi-amortised inference: steps up the ELBO of each image, by stochastic variational inference from the encoder's
+    answer, in training (which differentiates through them) and in the evaluation; 0 is off."""
     steps: int = 2500
     """Training steps."""
     batch_size: int = 128
@@ -121,11 +127,15 @@ class Config:
     """Everything random follows from it."""
     eval_samples: int = 1000
     """K of the IWAE-K test likelihood."""
+    validation: int = 0
+    """Training images to hold out and report on in place of the test split; 0 trains on all and reports the test."""
     annealed_images: int = 0
     """Test images for annealed importance sampling: a sharper log p(x), how sharp on images drawn from the model, and
     the gap to the ELBO split into what the family of posteriors and what the encoder loses; 0 is off."""
 
 
+SVI_RATE = 0.02
+"""Learning rate of Adam in the search of semi-amortised inference."""
 ANNEALING_STEPS, LEAPFROG_STEPS, SEARCH_STEPS = 50, 4, 200
 """Temperatures, steps of each transition, and steps of the search for the best posterior of an image."""
 _LARGER = Config(
@@ -155,7 +165,9 @@ def validate(config: Config, run: Run) -> None:
             f"likelihood {config.likelihood!r} does not go with binarise {config.binarise!r}: bernoulli and "
             "autoregressive_bernoulli read bits, the others grey levels"
         )
-    check_counts(config, run, warmup_steps=0, annealed_images=0)
+    check_counts(config, run, warmup_steps=0, annealed_images=0, svi_steps=0, validation=0)
+    if config.svi_steps and config.encoder == "flow":
+        raise ValueError("svi_steps need encoder 'diagonal' or 'full': a flow has no parameters of its own to climb in")
     if config.annealed_images == 1:
         raise ValueError("annealed_images must be 0 or at least 2 for a standard error, got 1")
     if config.body != "conv" and config.features != Config.features:
@@ -213,10 +225,22 @@ def make_loss(config: Config, networks: VAENetworks, grey_levels: int) -> traini
             bound=bounds.renyi(config.alpha) if config.objective == "renyi" else bounds.iwae,
             objective=objective_at(config, step),
             binarise_dynamically_from=grey_levels if config.binarise == "dynamic" else None,
+            refine=partial(refined, config) if config.svi_steps else None,
         )
         return negative_bound(key, params, as_read(config, images, grey_levels))
 
     return loss
+
+
+def refined(config: Config, key, vae: VAE) -> VAE:
+    """The model with the encoder's answers improved by SVI."""
+    optimizer = training.make_optimizer(learning_rate=SVI_RATE, schedule="constant", steps=config.svi_steps)
+    return amortisation.semi_amortised(key, vae, optimizer, steps=config.svi_steps, family=family(config))
+
+
+def family(config: Config) -> amortisation.Family:
+    """The laws that a search for the best posterior moves in."""
+    return amortisation.FULL_COVARIANCE if config.encoder == "full" else amortisation.DIAGONAL
 
 
 def as_read(config: Config, images, grey_levels: int):
@@ -270,7 +294,7 @@ def test_images(key, config: Config, data: datasets.Dataset):
 
 
 def evaluate(
-    key, networks: VAENetworks, params, images, samples: int, *, discrete: bool = True
+    key, bind: Callable[[Any], VAE], params, images, samples: int, *, discrete: bool = True
 ) -> dict[str, cards.Number]:
     """Test numbers with their standard errors over examples, in nats unless named otherwise.
 
@@ -280,7 +304,7 @@ def evaluate(
 
     @jax.jit
     def measure(params, images):
-        vae = networks.bind(params)
+        vae = bind(params)
         # memory: batch_size x samples decodings at once
         batch_size = max(1, 4000 // samples)
         return (
@@ -326,7 +350,7 @@ def annealed(key, config: Config, vae: VAE, images, *, quiet: bool) -> dict[str,
             evidence.nats,
             training.make_optimizer(learning_rate=0.02, schedule="cosine", steps=SEARCH_STEPS),
             steps=SEARCH_STEPS,
-            family=amortisation.FULL_COVARIANCE if config.encoder == "full" else amortisation.DIAGONAL,
+            family=family(config),
         )
         found |= {"approximation_gap": gaps.approximation, "amortisation_gap": gaps.amortisation}
     return {name: cards.number(e.value, e.standard_error, unit="nats") for name, e in found.items()}
@@ -336,7 +360,7 @@ def main(config: Config, run: Run) -> cards.Card:
     """Train, evaluate, draw; returns the result card that the run folder holds."""
     with preparing() as begin:
         validate(config, run)
-        data = load_data(config.dataset, run, batch_size=config.batch_size)
+        data = load_data(config.dataset, run, batch_size=config.batch_size, validation=config.validation)
         if config.binarise == "static":
             data = data.binarised((data.levels - 1) // 2)
         if config.annealed_images > len(data.test_images):
@@ -358,11 +382,16 @@ def main(config: Config, run: Run) -> cards.Card:
             steps=config.steps,
             ema_decay=config.ema_decay,
         )
-        key_bits, key_eval, key_annealed, key_pictures = jax.random.split(key_test, 4)
+        key_bits, key_eval, key_annealed, key_pictures, key_search = jax.random.split(key_test, 5)
+
+        def bind(params) -> VAE:
+            vae = networks.bind(params)
+            return refined(config, key_search, vae) if config.svi_steps else vae
+
         images = test_images(key_bits, config, data)
         discrete = HEADS[config.likelihood].reads != "unit interval"
-        numbers = evaluate(key_eval, networks, state.averaged, images, config.eval_samples, discrete=discrete)
-        vae, labels = networks.bind(state.averaged), jnp.asarray(data.test_labels)
+        numbers = evaluate(key_eval, bind, state.averaged, images, config.eval_samples, discrete=discrete)
+        vae, labels = bind(state.averaged), jnp.asarray(data.test_labels)
         if config.annealed_images:
             some = images[: config.annealed_images]
             numbers |= annealed(key_annealed, config, vae, some, quiet=run.quiet)

@@ -16,7 +16,9 @@ ONE_SIZE = "from vbjax import canary; canary.BATCH_SIZES = (40_000,); raise Syst
 def test_the_canary_is_green_where_it_would_be_red():
     """In a process of its own: the default tests compile without the optimisations that go wrong."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run([sys.executable, "-c", ONE_SIZE], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_SIZE], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout
     assert "GREEN" in done.stdout
 

@@ -132,6 +132,17 @@ def test_digits_are_scikit_learns_first_1347_and_last_450():
     assert fingerprint(digits) == SHA256["digits"]
 
 
+def test_a_validation_split_is_the_end_of_the_training_split_and_sees_no_test_image():
+    data = datasets.load("digits")
+    split = data.validation_split(300)
+    np.testing.assert_array_equal(np.concatenate([split.train_images, split.test_images]), data.train_images)
+    np.testing.assert_array_equal(np.concatenate([split.train_labels, split.test_labels]), data.train_labels)
+    assert len(split.test_images) == 300
+    for count in (0, -1, 1347):
+        with pytest.raises(ValueError, match="validation must be from 1 to 1346"):
+            data.validation_split(count)
+
+
 @pytest.mark.slow
 def test_fashion_mnist_from_the_debian_package_is_the_published_data(fashion_dir):
     fashion = datasets.load("fashion_mnist", data_dir=fashion_dir)

@@ -84,6 +84,8 @@ def test_another_configuration_in_the_same_folder_is_refused_by_naming_the_field
         ({"eval_samples": -3}, "eval_samples"),
         ({"annealed_images": 1}, "annealed_images"),
         ({"annealed_images": 451}, "450 test images"),
+        ({"validation": 1347}, "validation must be from 1 to 1346"),
+        ({"svi_steps": 3, "encoder": "flow"}, "encoder 'diagonal' or 'full'"),
         ({"seed": 10**22}, "seed"),
         ({"steps": 3_000_000_000}, "steps"),
         ({"objective": "iwae"}, "samples must be at least 2 for objective 'iwae'"),

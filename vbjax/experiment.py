@@ -82,9 +82,14 @@ def check_counts(config: Any, run: Run, **least: int) -> None:
             raise ValueError(f"{name} must be a whole number from {lowest} to 2^31 - 1, got {value}")
 
 
-def load_data(name: str, run: Run, *, batch_size: int) -> datasets.Dataset:
-    """A data set by name; raises ValueError for a batch that it does not fill."""
+def load_data(name: str, run: Run, *, batch_size: int, validation: int = 0) -> datasets.Dataset:
+    """A data set by name; raises ValueError for a batch that it does not fill.
+
+    validation: training images that are held out and take the place of the test split; 0 leaves both as they are.
+    """
     data = datasets.load(name, data_dir=run.data_dir, manual_dir=run.data_files, download=run.download)
+    if validation:
+        data = data.validation_split(validation)
     count = data.train_images.shape[0]
     if batch_size > count:
         raise ValueError(f"batch_size {batch_size} exceeds the {count} training examples of {name}")

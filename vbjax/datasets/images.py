@@ -54,6 +54,19 @@ class Dataset:
             test_images=binarise(self.test_images, threshold),
         )
 
+    def validation_split(self, count: int) -> "Dataset":
+        """Return the training split without its last `count` images, and these in place of the test split."""
+        kept = len(self.train_images) - count
+        if min(count, kept) < 1:
+            raise ValueError(f"validation must be from 1 to {len(self.train_images) - 1} training images, got {count}")
+        return dataclasses.replace(
+            self,
+            train_images=self.train_images[:kept],
+            train_labels=self.train_labels[:kept],
+            test_images=self.train_images[kept:],
+            test_labels=self.train_labels[kept:],
+        )
+
     def _arrays(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
 

@@ -73,13 +73,15 @@ def batch_loss(
     objective: Objective = objectives.elbo,
     binarise_dynamically_from: int | None = None,
     groups: Sequence[str] = (),
+    refine: Callable[[PRNGKey, VAE], VAE] | None = None,
 ) -> Loss:
     """The negative objective in nats over a batch of images `(n, *image_shape)`, with its terms.
 
     images: as the likelihood reads them (`heads.HEADS`). samples: 1 for an `objective` of the ELBO's terms, averaged
     over the batch first; K > 1 for a `bound` of K log-weights of each example. binarise_dynamically_from: grey levels
     of images that are turned into fresh random bits at every step; None takes the pixels as they are. groups: names
-    of the KL's groups that become terms. An objective that moves with the step is built inside of the loss:
+    of the KL's groups that become terms. refine: changes the model of one example, as `amortisation.semi_amortised`
+    does. An objective that moves with the step is built inside of the loss:
 
         lambda key, params, batch: networks.loss(objective=beta_elbo(ramp(batch[1], 1000)))(key, params, batch[0])
 
@@ -95,6 +97,9 @@ def batch_loss(
         if binarise_dynamically_from is not None:
             image = dynamic_binarise(key_bits, image, binarise_dynamically_from)
         x, vae = image.astype(jnp.float32), bind(params, key_dropout)
+        if refine is not None:
+            key_refine, key_noise = jax.random.split(key_noise)
+            vae = refine(key_refine, vae)
         if samples > 1:
             return bound(log_weights(key_noise, vae, x, samples=samples))
         return grouped_elbo(key_noise, vae, x)
