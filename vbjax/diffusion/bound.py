@@ -5,16 +5,19 @@
 called L_T, L_{t-1} and L_0 by Ho et al. (2020, eq. 5). All expectations are over q(x_1, …, x_T | x_0), one draw each.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vbjax.diffusion.decoders import Decoder
 from vbjax.diffusion.process import Reverse, marginal, posterior
 from vbjax.diffusion.schedules import Schedule
-from vbjax.distributions import Distribution, Normal
+from vbjax.diffusion.times import Times
+from vbjax.distributions import Normal
 from vbjax.divergences import kl_divergence
 from vbjax.types import PRNGKey, Scalar
 
@@ -24,17 +27,17 @@ class DiffusionModel(NamedTuple):
 
     embed: Callable[[Array], Float[Array, "*d"]]
     reverse: Reverse
-    decode: Callable[[Float[Array, "*d"], Scalar], Distribution]
+    decode: Decoder
 
 
 class DiffusionBound(NamedTuple):
     """Estimates of the terms of an upper bound on -log p(x), in nats.
 
-    prior: L_T, exact; diffusion: L_{t-1} for t = 2 … T; reconstruction: L_0.
+    prior: L_T, exact; diffusion: L_{t-1} for t = 2 … T, or one number for their sum; reconstruction: L_0.
     """
 
     prior: Scalar
-    diffusion: Float[Array, " T-1"]
+    diffusion: Float[Array, "*terms"]
     reconstruction: Scalar
 
     def total(self) -> Scalar:
@@ -70,3 +73,41 @@ def reconstruction_term(key: PRNGKey, model: DiffusionModel, schedule: Schedule,
     """L_0 at one draw of x_1."""
     x_1 = marginal(model.embed(x), schedule.gamma[0]).sample(key)
     return -model.decode(x_1, schedule.gamma[0]).log_prob(x)
+
+
+def sampled_bound(key: PRNGKey, model: DiffusionModel, schedule: Schedule, x: Array, time: Times) -> DiffusionBound:
+    """The bound without bias from one of its terms L_0 … L_{T-1}: one call of the model, at the given time.
+
+    time: one draw of a law over 1 … T with its weight (`times`), both scalars. `diffusion` is a scalar as well, for the
+    whole sum. Source: Nichol & Dhariwal (2021, section 3.3).
+    """
+    x_t = marginal(model.embed(x), schedule.at(time.t)).sample(key)
+    term = time.weight * bound_term(model, schedule, x, x_t, time.t)
+    first = time.t == 1
+    return DiffusionBound(prior_term(model, schedule, x), jnp.where(first, 0, term), jnp.where(first, term, 0))
+
+
+def bound_term(
+    model: DiffusionModel, schedule: Schedule, x: Array, x_t: Float[Array, "*d"], t: int | Int[Array, ""]
+) -> Scalar:
+    """L_{t-1} given x_t, for t from 1 to T."""
+    first = jnp.asarray(t) == 1
+    gamma_t = schedule.at(t)
+    # at t = 1 the middle term is not used, but must have a finite gradient
+    gamma_s = jnp.where(first, gamma_t - 1, schedule.at(t - 1))
+    middle = kl_divergence(posterior(x_t, model.embed(x), gamma_s, gamma_t), model.reverse(x_t, gamma_s, gamma_t))
+    return jnp.where(first, -model.decode(x_t, gamma_t).log_prob(x), middle)
+
+
+def variance_only(model: DiffusionModel) -> DiffusionModel:
+    """The same model, whose reverse and decoding means take no gradient."""
+
+    def frozen(make: Callable[..., Any]) -> Callable[..., Any]:
+        def law(*arguments):
+            made = make(*arguments)
+            loc = getattr(made, "loc", None)
+            return made if loc is None else dataclasses.replace(made, loc=jax.lax.stop_gradient(loc))
+
+        return law
+
+    return model._replace(reverse=frozen(model.reverse), decode=frozen(model.decode))

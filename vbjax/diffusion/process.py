@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vbjax.distributions import Normal
-from vbjax.types import Scalar
+from vbjax.types import PRNGKey, Scalar
 
 Denoiser = Callable[[Float[Array, "*d"], Scalar], Float[Array, "*d"]]
 """`(x_t, γ_t) -> x̂_0`."""
@@ -43,7 +43,7 @@ def marginal(x0: Float[Array, "*d"], gamma: Scalar) -> Normal:
 
 def transition(x_s: Float[Array, "*d"], gamma_s: Scalar, gamma_t: Scalar) -> Normal:
     """q(x_t | x_s), s < t: from one step of the chain to any number of them (Ho et al. 2020, eq. 2)."""
-    return _normal(signal(gamma_t) / signal(gamma_s) * x_s, forward_variance(x_s, gamma_s, gamma_t))
+    return _normal(jnp.exp(_log_signal_ratio(gamma_s, gamma_t)) * x_s, forward_variance(x_s, gamma_s, gamma_t))
 
 
 def posterior(x_t: Float[Array, "*d"], x0: Float[Array, "*d"], gamma_s: Scalar, gamma_t: Scalar) -> Normal:
@@ -55,7 +55,7 @@ def posterior_mean(
     x_t: Float[Array, "*d"], x0: Float[Array, "*d"], gamma_s: Scalar, gamma_t: Scalar
 ) -> Float[Array, "*d"]:
     """Mean of q(x_s | x_t, x_0): x_0 itself at γ_s = -∞."""
-    kept = jnp.exp(gamma_s - gamma_t) * signal(gamma_s) / signal(gamma_t)
+    kept = jnp.exp(gamma_s - gamma_t - _log_signal_ratio(gamma_s, gamma_t))
     return kept * x_t + signal(gamma_s) * _lost(gamma_s, gamma_t) * x0
 
 
@@ -67,6 +67,54 @@ def posterior_variance(x_t: Float[Array, "*d"], gamma_s: Scalar, gamma_t: Scalar
 def forward_variance(x_t: Float[Array, "*d"], gamma_s: Scalar, gamma_t: Scalar) -> Scalar:
     """β, the variance of q(x_t | x_s), and the best reverse variance for data that are white noise of variance one."""
     return jax.nn.sigmoid(gamma_t) * _lost(gamma_s, gamma_t)
+
+
+def optimal_variance(error: Callable[[Scalar], Float[Array, "..."]]) -> Variance:
+    """The variance of q(x_s | x_t) on average, the best one given the mean; exact at γ_s = -∞ too.
+
+    error: γ_t -> E (x_0 - x̂_0)² at that level, for each coordinate or their mean, with x̂_0 = E[x_0|x_t]: in closed
+    form (`exact.gaussian_error`) or measured (`measured_error`). Source: Bao et al. (2022, eq. 7), in terms of x̂_0.
+    """
+
+    def variance(x_t, gamma_s, gamma_t):
+        slope = signal(gamma_s) * _lost(gamma_s, gamma_t)
+        return posterior_variance(x_t, gamma_s, gamma_t) + slope**2 * error(gamma_t)
+
+    return variance
+
+
+def squared_errors(
+    key: PRNGKey, denoiser: Denoiser, x0: Float[Array, "*d"], gammas: Float[Array, " levels"]
+) -> Float[Array, " levels"]:
+    """The mean over coordinates of (x_0 - x̂_0)² for one datum at each level, one draw of x_t each."""
+
+    def error(pair):
+        key, gamma = pair
+        return jnp.mean((x0 - denoiser(marginal(x0, gamma).sample(key), gamma)) ** 2)
+
+    return jax.lax.map(error, (jax.random.split(key, gammas.shape[0]), gammas))
+
+
+def measured_error(
+    gammas: Float[Array, " levels"], errors: Float[Array, " levels"]
+) -> Callable[[Scalar], Float[Array, ""]]:
+    """What `optimal_variance` takes, of `squared_errors` averaged over data: linear in γ and log error in between."""
+    return lambda gamma: jnp.exp(jnp.interp(gamma, gammas, jnp.log(errors)))
+
+
+def interpolated_variance(fraction: Denoiser, *, smallest: float | Scalar = 1e-20) -> Variance:
+    """β^v β̃^(1-v) with v = fraction(x_t, γ_t) in [0, 1], which a network may learn.
+
+    smallest: what β̃ is not less than, so that log β̃ is finite at γ_s = -∞; Nichol & Dhariwal (2021, eq. 15) take β̃_2.
+    """
+
+    def variance(x_t, gamma_s, gamma_t):
+        log_least = jnp.log(jnp.maximum(posterior_variance(x_t, gamma_s, gamma_t), smallest))
+        log_most = jnp.log(forward_variance(x_t, gamma_s, gamma_t))
+        v = fraction(x_t, gamma_t)
+        return jnp.exp(v * log_most + (1 - v) * log_least)
+
+    return variance
 
 
 def reverse_kernel(denoiser: Denoiser, variance: Variance = posterior_variance) -> Reverse:
@@ -99,6 +147,11 @@ def epsilon(denoiser: Denoiser) -> Denoiser:
     return lambda x_t, gamma: (x_t - signal(gamma) * denoiser(x_t, gamma)) / noise(gamma)
 
 
+def velocity(denoiser: Denoiser) -> Denoiser:
+    """The v = α ε - σ x_0 that a denoiser implies, (α x_t - x̂_0) / σ."""
+    return lambda x_t, gamma: (signal(gamma) * x_t - denoiser(x_t, gamma)) / noise(gamma)
+
+
 def score(denoiser: Denoiser) -> Denoiser:
     """The score that a denoiser implies, (α x̂_0 - x_t) / σ²."""
     return lambda x_t, gamma: (signal(gamma) * denoiser(x_t, gamma) - x_t) / noise(gamma) ** 2
@@ -107,6 +160,11 @@ def score(denoiser: Denoiser) -> Denoiser:
 def _lost(gamma_s: Scalar, gamma_t: Scalar) -> Scalar:
     """1 - SNR_t / SNR_s, without cancellation."""
     return -jnp.expm1(gamma_s - gamma_t)
+
+
+def _log_signal_ratio(gamma_s: Scalar, gamma_t: Scalar) -> Scalar:
+    """log α_t / α_s, where α itself would vanish too."""
+    return (jax.nn.log_sigmoid(-gamma_t) - jax.nn.log_sigmoid(-gamma_s)) / 2
 
 
 def _normal(mean: Float[Array, "*d"], variance: Array) -> Normal:
