@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vbjax.types import Event, Scalar
@@ -22,14 +23,14 @@ class Game(NamedTuple):
     """Elementwise functions of the discriminator's output, all to be minimised.
 
     The discriminator pays real(D(x)) for a datum and fake(D(G(z))) for a fake, the generator pays generator(D(G(z))).
-    neutral: the best output where real and fake are equally likely.
+    optimum: the best output where log p_data - log p_model is given; None where there is none.
     """
 
     name: str
     real: Loss
     fake: Loss
     generator: Loss
-    neutral: float = 0.0
+    optimum: Loss | None = None
 
 
 def _half_softplus(logit):
@@ -41,6 +42,7 @@ minimax = Game(
     real=lambda logit: _half_softplus(-logit),
     fake=_half_softplus,
     generator=lambda logit: -_half_softplus(logit),
+    optimum=lambda log_ratio: log_ratio,
 )
 """The saturating game, in nats: the sum of both is J^(D) = -½ E log D - ½ E log(1 - D), log 2 at the equilibrium.
 
@@ -60,6 +62,7 @@ hinge = Game(
     real=lambda score: jax.nn.relu(1 - score),
     fake=lambda score: jax.nn.relu(1 + score),
     generator=lambda score: -score,
+    optimum=jnp.sign,
 )
 """Margins of one on either side (Lim and Ye 2017; Miyato et al. 2018, eqs. 16, 17)."""
 
@@ -68,7 +71,7 @@ least_squares = Game(
     real=lambda score: 0.5 * (score - 1) ** 2,
     fake=lambda score: 0.5 * score**2,
     generator=lambda score: 0.5 * (score - 1) ** 2,
-    neutral=0.5,
+    optimum=jax.nn.sigmoid,
 )
 """Regression to 1 for real and 0 for fake (Mao et al. 2017, eq. 9)."""
 
