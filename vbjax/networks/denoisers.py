@@ -4,7 +4,7 @@ What a network predicts is a choice of coordinates: ε, x_0, v, the score, or ev
 each of them it becomes the one contract `(x_t, γ_t) -> x̂_0`, so samplers, bounds and losses never ask which.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
@@ -26,6 +26,7 @@ from vbjax.diffusion.process import (
 )
 from vbjax.distributions import Categorical
 from vbjax.networks.conditioning import Conditioning, Label, check_label
+from vbjax.networks.unet import UNet
 from vbjax.types import Params, PRNGKey, Scalar
 
 Prediction = Literal["epsilon", "x0", "v", "score", "levels"]
@@ -219,6 +220,45 @@ def mlp_denoiser(
     outputs = _outputs_per_coordinate(shape, prediction, classes, levels, log_prior, learned_variance)
     network = ResidualMLP(outputs, width, blocks, float(dropout), classes)
     return DenoiserNetworks(network, shape, prediction, classes, levels, log_prior, learned_variance)
+
+
+def unet_denoiser(
+    image_shape: tuple[int, ...],
+    *,
+    prediction: Prediction = "v",
+    channels: int = 32,
+    multipliers: Sequence[int] = (1, 2, 4),
+    blocks: int = 1,
+    attention: Sequence[int] | None = None,
+    heads: int = 1,
+    groups: int = 8,
+    dropout: int | float = 0.0,
+    octaves: Sequence[int] = (),
+    classes: int = 0,
+    levels: int = 0,
+    log_prior: Float[Array, "*shape levels"] | None = None,
+    learned_variance: bool = False,
+) -> DenoiserNetworks:
+    """A U-Net for images `(h, w)` or `(h, w, c)`.
+
+    channels to octaves as `UNet`; attention: None is the coarsest level alone. The others, and ValueError, as
+    `mlp_denoiser`; also for an image that the levels cannot halve.
+    """
+    outputs = _outputs_per_coordinate(image_shape, prediction, classes, levels, log_prior, learned_variance)
+    network = UNet(
+        image_shape,
+        outputs,
+        channels,
+        tuple(multipliers),
+        blocks,
+        (len(multipliers) - 1,) if attention is None else tuple(attention),
+        heads,
+        groups,
+        float(dropout),
+        classes,
+        tuple(octaves),
+    )
+    return DenoiserNetworks(network, image_shape, prediction, classes, levels, log_prior, learned_variance)
 
 
 def _outputs_per_coordinate(
