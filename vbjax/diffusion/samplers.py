@@ -37,17 +37,34 @@ def ancestral(key: PRNGKey, kernel: Reverse, levels: Levels, x: Float[Array, "*d
 
     Raises ValueError for fewer than two levels. Source: Ho et al. (2020), algorithm 2.
     """
-    return jax.lax.scan(lambda x, move: (_draw(kernel, x, *move), None), x, _moves(key, levels))[0]
+    step = _step(kernel)
+    return jax.lax.scan(lambda x, move: (step(x, move), None), x, _moves(key, levels))[0]
 
 
 def ancestral_path(key: PRNGKey, kernel: Reverse, levels: Levels, x: Float[Array, "*d"]) -> Float[Array, "levels *d"]:
     """x at every level: the same draws as `ancestral`, all kept. Raises as it does."""
+    step = _step(kernel)
+    return jnp.concatenate([x[None], jax.lax.scan(lambda x, move: (step(x, move),) * 2, x, _moves(key, levels))[1]])
 
-    def step(x, move):
-        below = _draw(kernel, x, *move)
-        return below, below
 
-    return jnp.concatenate([x[None], jax.lax.scan(step, x, _moves(key, levels))[1]])
+def affine_law(
+    kernel: Reverse, levels: Levels, mean: Float[Array, " d"], covariance: Float[Array, "d d"]
+) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    """Mean and covariance of what `ancestral` draws, from those of x at the first level, with no draws.
+
+    Exact for a kernel whose mean is affine in x_t and whose scale does not depend on it, as with the exact denoiser
+    of Gaussian data. Raises as `ancestral`.
+    """
+
+    def step(law, move):
+        mean, covariance = law
+        gamma_t, gamma_s = move
+        slope = jax.jacfwd(lambda x_t: kernel(x_t, gamma_s, gamma_t).loc)(mean)
+        drawn = kernel(mean, gamma_s, gamma_t)
+        fresh = jnp.where(jnp.isneginf(gamma_s), 0, drawn.scale**2)
+        return (drawn.loc, slope @ covariance @ slope.T + jnp.diag(fresh)), None
+
+    return jax.lax.scan(step, (mean, covariance), _pairs(levels))[0]
 
 
 def generate(key: PRNGKey, model: DiffusionModel, schedule: Schedule, shape: tuple[int, ...]) -> Event:
@@ -129,15 +146,24 @@ def _towards(x_t: Float[Array, "*d"], x0: Float[Array, "*d"], gamma_s: Scalar, g
     return shrunk * x_t - signal(gamma_s) * jnp.expm1((gamma_s - gamma_t) / 2) * x0
 
 
-def _draw(kernel: Reverse, x_t: Float[Array, "*d"], key: PRNGKey, gamma_t: Scalar, gamma_s: Scalar):
-    law = kernel(x_t, gamma_s, gamma_t)
-    return jnp.where(jnp.isneginf(gamma_s), law.mean(), law.sample(key))
+def _step(kernel: Reverse):
+    def step(x_t, move):
+        gamma_t, gamma_s, key = move
+        law = kernel(x_t, gamma_s, gamma_t)
+        return jnp.where(jnp.isneginf(gamma_s), law.mean(), law.sample(key))
+
+    return step
 
 
-def _moves(key: PRNGKey, levels: Levels) -> tuple[Array, Levels, Levels]:
+def _moves(key: PRNGKey, levels: Levels) -> tuple[Levels, Levels, Array]:
+    return *_pairs(levels), jax.random.split(key, levels.size - 1)
+
+
+def _pairs(levels: Levels) -> tuple[Levels, Levels]:
+    """γ_t and γ_s of every move."""
     if levels.size < 2:
         raise ValueError(f"levels must hold the first and the last noise level at least, got {levels.size}")
-    return jax.random.split(key, levels.size - 1), levels[:-1], levels[1:]
+    return levels[:-1], levels[1:]
 
 
 def _check_decreasing(levels: Levels) -> None:
