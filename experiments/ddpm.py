@@ -1,0 +1,479 @@
+"""Train a diffusion model, and say what it is worth: its bound term by term, samples, guidance, inpainting.
+
+    python experiments/ddpm.py                                         # the 8x8 digits, a few minutes
+    python experiments/ddpm.py --prediction v --schedule cosine --loss simple    # closer to the papers
+    python experiments/ddpm.py --dataset fashion_mnist --data-files DIR          # 28x28, a U-Net; wants a GPU
+    python experiments/ddpm.py --resume                                # go on after an interruption
+
+Look at pictures/samples.png first: draws above the training images nearest to them. pictures/guidance.png has every
+class at growing guidance weights, pictures/both_ways.png the process and its reversal, pictures/terms.png where along
+the way the bits are spent. The card holds the bound L_T + Σ L_{t-1} + L_0 on -log P(x) of the test images, in bits per
+dimension; as the mean of random terms it is an upper bound in expectation, and its interval is over test images.
+"""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+from vbjax.cli import start_jax
+
+start_jax()
+
+import jax
+import jax.numpy as jnp
+
+from vbjax import cards, conditional, datasets, evaluation, training
+from vbjax.diffusion import decoders, guidance, inpainting, losses, samplers, schedules, times
+from vbjax.diffusion.bound import DiffusionBound, DiffusionModel, bound_term, diffusion_bound, sampled_bound
+from vbjax.diffusion.process import Denoiser, forward_variance, marginal, posterior_variance, reverse_kernel
+from vbjax.diffusion.schedules import Schedule
+from vbjax.experiment import Experiment, Run, check_counts, command_line, load_data, preparing
+from vbjax.networks.denoisers import DenoiserNetworks, mlp_denoiser
+from vbjax.reports import diffusion_pictures
+
+CLASSES = 10
+PER_CLASS = 20
+"""Guided samples of each class that are judged, at each weight."""
+FASHION = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is computed; the defaults are those of the data set that `--dataset` names. Two runs with the same
+    configuration give the same bits on the same machine.
+    """
+
+    dataset: Literal["digits", "mnist", "fashion_mnist"] = "digits"
+    """Data set; all but the digits come from tensorflow-datasets."""
+    validation: int = 0
+    """Training images held out, which then take the place of the test split: to choose settings by. 0 is none."""
+    network: Literal["mlp", "unet"] = "mlp"
+    """A residual perceptron or a U-Net."""
+    prediction: Literal["epsilon", "x0", "v", "score", "levels"] = "levels"
+    """What the network says: the noise, x_0, a mix of both, the score, or for every pixel the law of its grey level,
+    whose own noisy value then enters by Bayes' rule, exactly."""
+    width: int = 384
+    """Units of a layer of the mlp; channels of the unet's first level."""
+    blocks: int = 2
+    """Residual blocks: of the mlp, or of each level of the unet."""
+    dropout: float = 0.5
+    """Dropout while training, in [0, 1)."""
+    schedule: Literal["uniform", "linear", "cosine", "sigmoid", "learned"] = "uniform"
+    """How γ, the log noise-to-signal ratio, grows with time: at constant speed, with β on a line (Ho et al. 2020),
+    cosine, sigmoid, or a monotone function that is trained too (Kingma et al. 2021)."""
+    gamma_low: float = -9.0
+    """γ at time 0, for all schedules but linear."""
+    gamma_high: float = 6.0
+    """γ at time T, for all schedules but linear."""
+    timesteps: int = 1000
+    """T, the steps of the chain."""
+    variance: Literal["posterior", "forward", "optimal", "learned"] = "posterior"
+    """Of the reverse steps: β̃, β, the best one (levels only), or one between β̃ and β from a second output."""
+    loss: Literal["bound", "importance", "simple", "hybrid"] = "bound"
+    """The bound itself at stratified times; the same at times drawn by their past losses; the unweighted error of ε;
+    or that and a thousandth of the bound, for a learned variance (Nichol and Dhariwal 2021)."""
+    conditional: bool = True
+    """Whether the network hears the class, so that it can be asked for one."""
+    null_rate: float = 0.5
+    """How often the class is withheld in training; without it the network is the model of all classes."""
+    guidance: tuple[float, ...] = (0.0, 1.0, 3.0)
+    """Weights w of classifier-free guidance: x̂_0 of the class plus w times its lead over x̂_0 of no class."""
+    sampler: Literal["ancestral", "ddim", "heun", "dpm_solver"] = "ancestral"
+    """How samples are drawn: the chain itself, or solvers of its ordinary differential equation."""
+    sampler_steps: int = 250
+    """Steps of the sampler, from 1 to timesteps."""
+    steps: int = 2000
+    """Training steps."""
+    batch_size: int = 128
+    """Examples per step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of Adam, which falls to zero along a cosine."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of the parameters, which is what gets evaluated; 0 switches it off."""
+    seed: int = 0
+    """Everything random follows from it."""
+    eval_images: int = 0
+    """How many test images the bound is measured on; 0 is all."""
+    eval_times: int = 0
+    """Times at which it is measured for each image, drawn evenly; 0 is all of them, with the picture of the terms."""
+
+
+_LARGER = Config(
+    network="unet",
+    prediction="v",
+    width=32,
+    blocks=1,
+    dropout=0.1,
+    schedule="cosine",
+    gamma_low=-13.0,
+    null_rate=0.2,
+    sampler="dpm_solver",
+    sampler_steps=30,
+    steps=20_000,
+    learning_rate=5e-4,
+    eval_times=20,
+    eval_images=2000,
+)
+DEFAULTS = {name: dataclasses.replace(_LARGER, dataset=name) for name in ("mnist", "fashion_mnist")}
+"""The configuration that `--dataset` starts from."""
+
+
+class Setup(NamedTuple):
+    """A configuration, its data, and its networks before they have parameters."""
+
+    config: Config
+    data: datasets.Dataset
+    networks: DenoiserNetworks
+
+    def init(self, key) -> dict[str, Any]:
+        """Fresh parameters: "network", and "schedule" or "history" where one is learned."""
+        key_network, key_schedule = jax.random.split(key)
+        params: dict[str, Any] = {"network": self.networks.init(key_network)}
+        if self.config.schedule == "learned":
+            low, high = self.config.gamma_low, self.config.gamma_high
+            params["schedule"] = schedules.monotone_gamma(key_schedule, low=low, high=high)
+        if self.config.loss == "importance":
+            empty = times.empty_history(self.config.timesteps)
+            params["history"] = empty._replace(counts=empty.counts.astype(jnp.float32))._asdict()
+        return params
+
+    def schedule(self, params) -> Schedule:
+        """γ_1 … γ_T."""
+        if self.config.schedule == "learned":
+            return schedules.discretise(params["schedule"].fixed_ends(), self.config.timesteps)
+        return fixed_schedule(self.config)
+
+    def bind(self, params, label=None, dropout_key=None) -> tuple[Denoiser, DiffusionModel]:
+        """The denoiser and the chain at these parameters, for one class or for any."""
+        of = (params["network"], label, dropout_key)
+        denoiser = self.networks.bind(*of)
+        variance = {"posterior": posterior_variance, "forward": forward_variance}.get(self.config.variance)
+        if variance is None:
+            variance = self.networks.bind_variance(*of)
+        if self.config.prediction == "levels":
+            decode = self.networks.bind_levels(*of)
+        else:
+            decode = decoders.discretised_decoder(denoiser, levels=self.data.levels)
+        return denoiser, DiffusionModel(self.embed, reverse_kernel(denoiser, variance), decode)
+
+    def embed(self, x):
+        """Grey levels as points of [-1, 1]."""
+        return decoders.embed_levels(x, levels=self.data.levels)
+
+    def stored(self, x0):
+        """Points of [-1, 1] at the nearest grey level."""
+        return jnp.clip(jnp.round((x0 + 1) / 2 * (self.data.levels - 1)), 0, self.data.levels - 1)
+
+
+def validate(config: Config, run: Run) -> None:
+    """Raise ValueError, naming the field, for whatever can be refused without the data."""
+    check_counts(config, run, validation=0, eval_images=0, eval_times=0, timesteps=2, sampler_steps=1)
+    if config.schedule == "linear" and (config.gamma_low, config.gamma_high) != (Config.gamma_low, Config.gamma_high):
+        raise ValueError("gamma_low and gamma_high are not read by schedule 'linear', whose β are given")
+    if (config.variance == "optimal") and config.prediction != "levels":
+        raise ValueError("variance 'optimal' needs prediction 'levels': from no other is the spread of x_0 known")
+    if config.variance == "learned" and (config.prediction == "levels" or config.loss == "simple"):
+        raise ValueError("variance 'learned' needs another prediction than 'levels', and a loss that trains it")
+    if config.loss == "hybrid" and config.variance != "learned":
+        raise ValueError("loss 'hybrid' is there for variance 'learned'")
+    if config.schedule == "learned" and config.loss in ("simple", "hybrid"):
+        raise ValueError(f"schedule 'learned' is trained by the bound, not by loss {config.loss!r}")
+    if config.network == "mlp" and config.prediction == "levels" and config.dataset != "digits":
+        raise ValueError(
+            "prediction 'levels' has a layer of pixels x levels outputs: for digits, or with network 'unet'"
+        )
+    if not 0 < config.null_rate <= 1:
+        raise ValueError(f"null_rate must lie in (0, 1]: the bound is that of no class, got {config.null_rate}")
+    if not config.guidance or not all(-1 <= w < math.inf for w in config.guidance):
+        raise ValueError(f"guidance must be one or more finite weights of at least -1, got {config.guidance}")
+    if not config.conditional and (config.null_rate, config.guidance) != (Config.null_rate, Config.guidance):
+        raise ValueError("null_rate and guidance are read with conditional only")
+    if config.sampler_steps > config.timesteps:
+        raise ValueError(f"sampler_steps must be at most timesteps, {config.timesteps}, got {config.sampler_steps}")
+    if config.eval_times > config.timesteps:
+        raise ValueError(f"eval_times must be at most timesteps, {config.timesteps}, got {config.eval_times}")
+    training.init_state({}, make_optimizer(config), ema_decay=config.ema_decay)
+    fixed_schedule(config)
+    shape, levels = ((8, 8), 17) if config.dataset == "digits" else ((28, 28), 256)
+    build(config, shape, levels)
+
+
+def fixed_schedule(config: Config) -> Schedule:
+    """The schedule as configured; a learned one starts near the uniform one."""
+    if config.schedule == "linear":
+        return schedules.linear_schedule(config.timesteps)
+    make = {"cosine": schedules.cosine_gamma, "sigmoid": schedules.sigmoid_gamma}.get(
+        config.schedule, schedules.linear_gamma
+    )
+    return schedules.discretise(make(config.gamma_low, config.gamma_high), config.timesteps)
+
+
+def make_optimizer(config: Config):
+    """Adam as configured; a history of losses is carried along."""
+    adam = training.make_optimizer(
+        learning_rate=config.learning_rate,
+        schedule="cosine",
+        steps=config.steps,
+        weight_decay=config.weight_decay,
+        clip_norm=100.0,
+    )
+    return training.carry(adam, "history") if config.loss == "importance" else adam
+
+
+def build(config: Config, shape: tuple[int, ...], levels: int, log_prior=None) -> DenoiserNetworks:
+    """The networks for such images."""
+    make = {"mlp": partial(mlp_denoiser, width=config.width), "unet": partial(mlp_denoiser, width=config.width)}
+    of_levels = {"levels": levels, "log_prior": log_prior} if config.prediction == "levels" else {}
+    return make[config.network](
+        shape,
+        prediction=config.prediction,
+        blocks=config.blocks,
+        dropout=config.dropout,
+        classes=CLASSES if config.conditional else 0,
+        learned_variance=config.variance == "learned",
+        **of_levels,
+    )
+
+
+def log_frequencies(images, levels: int):
+    """Logarithms of how often every pixel of the training images has each level, half a count added."""
+    counts = jnp.stack([(images == level).sum(0) for level in range(levels)], -1) + 0.5
+    return jnp.log(counts / counts.sum(-1, keepdims=True))
+
+
+def make_loss(setup: Setup):
+    """The loss on a batch `(images, labels)`, in nats per image where it is the bound."""
+    config = setup.config
+
+    def one(key, params, schedule, image, label, t):
+        key_dropout, key_noise = jax.random.split(key)
+        denoiser, model = setup.bind(params, label, key_dropout)
+        if config.loss == "simple":
+            return losses.denoising_loss(key_noise, denoiser, setup.embed(image), schedule.at(t))
+        if config.loss == "hybrid":
+            return losses.hybrid_loss(key_noise, denoiser, model, schedule, image, t)
+        x_t = marginal(setup.embed(image), schedule.at(t)).sample(key_noise)
+        return bound_term(model, schedule, image, x_t, t)
+
+    def loss(key, params, batch):
+        images, labels = batch
+        count = len(images)
+        key_times, key_labels, key_each = jax.random.split(key, 3)
+        schedule, law = setup.schedule(params), times.uniform_law(config.timesteps)
+        if config.loss == "importance":
+            law = history_of(params).law(uniform_part=0.1)
+        drawn = times.stratified_times(key_times, law, count)
+        # strata are in order, and so is an epoch: neither may know of the other
+        withheld = jax.random.bernoulli(key_labels, config.null_rate, (count,))
+        labels = jnp.where(withheld, CLASSES, labels) if config.conditional else None
+        keys = jax.random.split(key_each, count)
+        in_axes = (0, None, None, 0, 0 if config.conditional else None, 0)
+        values = jax.vmap(one, in_axes)(keys, params, schedule, images, labels, drawn.t)
+        if config.loss in ("simple", "hybrid"):
+            return values.mean(), {}
+        bound = (drawn.weight * values).mean()
+        terms = {"bits_per_dim": bound / (images[0].size * math.log(2))}
+        if config.loss == "importance":
+            bound = bound + remembered(params, drawn.t, jax.lax.stop_gradient(values))
+        return bound, terms
+
+    return loss
+
+
+def history_of(params) -> times.LossHistory:
+    """The losses seen so far; parameters are floats."""
+    return times.LossHistory(params["history"]["squares"], params["history"]["counts"].astype(jnp.int32))
+
+
+def remembered(params, t, values):
+    """Zero, with the gradient whose plain descent of rate one records these losses (`training.carry`)."""
+    new = history_of(params).record(t, values)
+    new = {"squares": new.squares, "counts": new.counts.astype(jnp.float32)}
+
+    def step(old, new):
+        fixed = jax.lax.stop_gradient(old)
+        return jnp.vdot(old - fixed, fixed - new)
+
+    return sum(jax.tree.leaves(jax.tree.map(step, params["history"], new)))
+
+
+def measure_bound(key, setup: Setup, params, images, labels=None) -> DiffusionBound:
+    """The bound of each image, `(n,)` and `(n, T-1)` or `(n,)`, in nats; labels: the classes that the model is told."""
+    times_each = setup.config.eval_times
+
+    @jax.jit
+    def measure(params, images, labels):
+        schedule = setup.schedule(params)
+
+        def one(example):
+            key, image, label = example
+            _, model = setup.bind(params, label)
+            if not times_each:
+                return diffusion_bound(key, model, schedule, image)
+            key_times, key_draws = jax.random.split(key)
+            drawn = times.stratified_times(key_times, times.uniform_law(schedule.steps), times_each)
+            keys = jax.random.split(key_draws, times_each)
+            bounds = jax.lax.map(lambda pair: sampled_bound(pair[0], model, schedule, image, pair[1]), (keys, drawn))
+            return jax.tree.map(lambda terms: terms.mean(0), bounds)
+
+        return jax.lax.map(one, (jax.random.split(key, len(images)), images, labels), batch_size=450)
+
+    return measure(params, images, labels)
+
+
+def likelihoods(bound: DiffusionBound, given_class: DiffusionBound | None, dimensions: int) -> dict[str, cards.Number]:
+    """The bound and its terms, with standard errors over images."""
+    unit = dimensions * math.log(2)
+
+    def number(nats, unit_name="bits/dim", scale=unit) -> cards.Number:
+        estimate = evaluation.over_examples(nats / scale)
+        return cards.number(estimate.value, estimate.standard_error, unit=unit_name)
+
+    diffusion = bound.diffusion.reshape(len(bound.prior), -1).sum(1)
+    total = bound.prior + diffusion + bound.reconstruction
+    numbers = {
+        "bits_per_dim": number(total),
+        "prior": number(bound.prior),
+        "diffusion": number(diffusion),
+        "reconstruction": number(bound.reconstruction),
+        "nll_bound": number(total, "nats", 1),
+    }
+    if given_class is not None:
+        numbers["bits_per_dim_given_class"] = number(jax.vmap(DiffusionBound.total)(given_class))
+    return numbers
+
+
+def draw(key, setup: Setup, params, label=None, w=0.0):
+    """One image by the configured sampler, as stored; of a class at guidance weight w, or of any."""
+    schedule = setup.schedule(params)
+    key_start, key_chain = jax.random.split(key)
+    start = jax.random.normal(key_start, setup.networks.shape)
+    denoiser, _ = setup.bind(params, label)
+    if label is not None:
+        denoiser = guidance.guided(denoiser, setup.bind(params)[0], w)
+    ladder = samplers.descent(schedule, setup.config.sampler_steps)
+    match setup.config.sampler:
+        case "ancestral":
+            x0 = samplers.ancestral(key_chain, reverse_kernel(denoiser), ladder, start)
+        case "ddim":
+            x0 = samplers.ancestral(key_chain, samplers.ddim_kernel(denoiser), ladder, start)
+        case "heun":
+            x0 = samplers.heun(denoiser, ladder, start)
+        case "dpm_solver":
+            x0 = samplers.dpm_solver(denoiser, ladder, start)
+    return setup.stored(x0)
+
+
+def guided_samples(key, setup: Setup, params):
+    """`(weights, classes, PER_CLASS, *shape)`; the same noise at every weight."""
+    keys = jax.random.split(key, (CLASSES, PER_CLASS))
+
+    @jax.jit
+    def block(params, w):
+        one = jax.vmap(lambda key, label: draw(key, setup, params, label, w), (0, None))
+        return jax.vmap(one)(keys, jnp.arange(CLASSES))
+
+    return jnp.stack([block(params, jnp.float32(w)) for w in setup.config.guidance])
+
+
+def of_class(setup: Setup, drawn) -> dict[str, cards.Number]:
+    """How many guided samples the nearest training image says are of the class asked for, and how many test images."""
+    data = setup.data
+    known, known_labels = jnp.asarray(data.train_images[:10_000], jnp.float32), data.train_labels[:10_000]
+    test, asked = jnp.asarray(data.test_images[:1000], jnp.float32), jnp.repeat(jnp.arange(CLASSES), PER_CLASS)
+
+    def right(images, labels) -> cards.Number:
+        found = conditional.nearest_label(known, known_labels, images.reshape(-1, *test.shape[1:])) == labels
+        estimate = evaluation.over_examples(found.astype(jnp.float32))
+        return cards.number(estimate.value, estimate.standard_error, unit="fraction")
+
+    numbers = {f"of_class_w{w:g}": right(block, asked) for w, block in zip(setup.config.guidance, drawn, strict=True)}
+    return numbers | {"nearest_accuracy": right(test, data.test_labels[:1000])}
+
+
+def completions(key, setup: Setup, params, images, known):
+    """Images `(n, *shape)` with what is unknown drawn again: by replacement, and by RePaint with 10 repetitions."""
+
+    @jax.jit
+    def complete(params, images):
+        schedule = setup.schedule(params)
+        reverse = reverse_kernel(setup.bind(params)[0])
+        ladder = samplers.descent(schedule, min(setup.config.timesteps, 100))
+        methods = [
+            (inpainting.replacement_kernel, ladder),
+            (inpainting.repaint_kernel, inpainting.resampling(ladder, repetitions=10, jump=10)),
+        ]
+
+        def one(key, image, kernel, levels):
+            key_start, key_chain = jax.random.split(key)
+            start, x0 = jax.random.normal(key_start, image.shape), setup.embed(image)
+            drawn = samplers.ancestral(key_chain, kernel(reverse, x0, known), levels, start)
+            return jnp.where(known, image, setup.stored(drawn))
+
+        keys = jax.random.split(key, len(images))
+        return [jax.vmap(partial(one, kernel=kernel, levels=levels))(keys, images) for kernel, levels in methods]
+
+    return complete(params, images)
+
+
+def draw_figures(key, setup: Setup, params, guided, bound: DiffusionBound) -> dict[str, Any]:
+    """The run's pictures by name."""
+    key_samples, key_both, key_known = jax.random.split(key, 3)
+    config, data = setup.config, setup.data
+    test = jnp.asarray(data.test_images[:12], jnp.float32)
+    drawn = jax.jit(jax.vmap(lambda key: draw(key, setup, params)))(jax.random.split(key_samples, 60))
+    train = jnp.asarray(data.train_images[:10_000], jnp.float32)
+    nearest = train[conditional.nearest_label(train, jnp.arange(len(train)), drawn)]
+    denoiser, model = setup.bind(params)
+    schedule = setup.schedule(params)
+    known = jnp.broadcast_to(jnp.arange(test.shape[1])[:, None] < test.shape[1] // 2, test.shape[1:])
+    filled = completions(key_known, setup, params, test, known)
+    figures = {
+        "samples": diffusion_pictures.samples(drawn, nearest),
+        "both_ways": diffusion_pictures.both_ways(key_both, denoiser, model.reverse, schedule, setup.embed(test[0])),
+        "inpainting": diffusion_pictures.inpainting(
+            test, jnp.where(known, test, 0), filled, ["by replacement", "by RePaint"]
+        ),
+    }
+    if guided is not None:
+        names = FASHION if config.dataset == "fashion_mnist" else [str(y) for y in range(CLASSES)]
+        figures["guidance"] = diffusion_pictures.guidance(guided[:, :, :4], config.guidance, names)
+    if not config.eval_times:
+        figures["terms"] = diffusion_pictures.terms(bound, schedule, test[0].size)
+    return figures
+
+
+def main(config: Config, run: Run) -> cards.Card:
+    """Train, evaluate, draw; returns the result card that the run folder holds."""
+    with preparing() as begin:
+        validate(config, run)
+        data = load_data(config.dataset, run, batch_size=config.batch_size, validation=config.validation).on_device()
+        log_prior = log_frequencies(data.train_images, data.levels) if config.prediction == "levels" else None
+        setup = Setup(config, data, build(config, data.train_images.shape[1:], data.levels, log_prior))
+        key_init, key_data, key_train, key_test = jax.random.split(jax.random.key(config.seed), 4)
+        optimizer = make_optimizer(config)
+        state = training.init_state(jax.jit(setup.init)(key_init), optimizer, ema_decay=config.ema_decay)
+        experiment = Experiment.open(f"ddpm-{config.dataset}", config, run, state, begin=begin)
+
+    with experiment.running():
+        batch = datasets.batches(key_data, (data.train_images, data.train_labels), config.batch_size)
+        state = experiment.train(
+            key_train, make_loss(setup), batch, optimizer, state, steps=config.steps, ema_decay=config.ema_decay
+        )
+        key_bound, key_given, key_guided, key_pictures = jax.random.split(key_test, 4)
+        params, count = state.averaged, config.eval_images or len(data.test_images)
+        images, labels = data.test_images[:count], data.test_labels[:count]
+        bound = measure_bound(key_bound, setup, params, images)
+        given = measure_bound(key_given, setup, params, images, labels) if config.conditional else None
+        numbers = likelihoods(bound, given, images[0].size)
+        guided = guided_samples(key_guided, setup, params) if config.conditional else None
+        if guided is not None:
+            numbers |= of_class(setup, guided)
+        return experiment.finish(numbers, draw_figures(key_pictures, setup, params, guided, bound))
+
+
+if __name__ == "__main__":
+    main(*command_line(__doc__, Config(), by_dataset=DEFAULTS))
