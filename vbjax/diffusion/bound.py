@@ -56,7 +56,12 @@ def diffusion_bound(key: PRNGKey, model: DiffusionModel, schedule: Schedule, x: 
 
 def prior_term(model: DiffusionModel, schedule: Schedule, x: Array) -> Scalar:
     """L_T, the KL divergence from q(x_T|x_0) to N(0, I)."""
-    last = marginal(model.embed(x), schedule.gamma[-1])
+    return prior_kl(model.embed(x), schedule.gamma[-1])
+
+
+def prior_kl(x0: Float[Array, "*d"], gamma: Scalar) -> Scalar:
+    """KL(N(α x_0, σ² I) || N(0, I)), zero when nothing of x_0 is left."""
+    last = marginal(x0, gamma)
     return kl_divergence(last, Normal(jnp.zeros_like(last.loc), jnp.ones_like(last.scale)))
 
 
