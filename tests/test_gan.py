@@ -13,8 +13,8 @@ from scipy.spatial.distance import jensenshannon
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from vbjax.distributions import Normal
-from vbjax.gan import penalties, values
+from vbjax.distributions import MultivariateNormal, Normal
+from vbjax.gan import cycle, penalties, values
 from vbjax.gan.optimal import (
     expected_discriminator_loss,
     kantorovich_potential,
@@ -480,3 +480,65 @@ def test_wasserstein_game_has_no_best_output():
     law = Normal(0.0, 1.0)
     with pytest.raises(ValueError, match="kantorovich_potential"):
         optimal_discriminator(values.wasserstein, law.log_prob, law.log_prob)
+
+
+def orthogonal(angle, reflect=False):
+    c, s = np.cos(angle), np.sin(angle)
+    return jnp.array([[c, -s], [s, c]]) @ jnp.diag(jnp.array([1.0, -1.0 if reflect else 1.0]))
+
+
+def test_every_rotation_gives_a_cycle_consistent_pair_between_normals_that_is_right_in_law():
+    x_law = MultivariateNormal(jnp.array([0.3, -1.0]), jnp.array([[1.0, 0.0], [0.4, 0.8]]))
+    y_law = MultivariateNormal(jnp.array([-2.0, 0.5]), jnp.array([[0.5, 0.0], [-0.3, 1.5]]))
+    points = jnp.asarray(np.random.default_rng(12).normal(size=(2, 20, 2)))
+
+    @jax.jit
+    def facts(rotation):
+        pair = cycle.normal_pair(x_law, y_law, rotation)
+        slope = jax.jacfwd(pair.forward)(x_law.loc)
+        losses = jax.vmap(lambda x, y: cycle.cycle_loss(pair, x, y))(*points)
+        return pair.forward(x_law.loc), slope @ x_law.covariance() @ slope.T, losses, pair.forward(points[0, 0])
+
+    def check(rotation):
+        mean, covariance, losses, _ = facts(rotation)
+        assert_allclose(mean, y_law.loc, rtol=1e-12)
+        assert_allclose(covariance, y_law.covariance(), rtol=1e-12)
+        assert np.max(losses.forward) < 1e-12
+        assert np.max(losses.backward) < 1e-12
+
+    holds_only_for(check, orthogonal(0.0), jnp.array([[1.0, 0.4], [0.0, 1.0]]), 2 * orthogonal(0.0))
+    check(orthogonal(1.1))
+    check(orthogonal(-2.0, reflect=True))
+    # and they are different maps
+    assert np.abs(facts(orthogonal(1.1))[3] - facts(orthogonal(0.0))[3]).max() > 0.5
+
+
+def test_cycle_loss_sees_maps_that_do_not_undo_each_other_one_direction_at_a_time():
+    pair = cycle.Pair(lambda x: 2 * x + 1, lambda y: y / 2)
+    loss = cycle.cycle_loss(pair, jnp.array([0.2, -3.0]), jnp.array([1.0, 5.0]))
+    assert_allclose(loss, (0.5, 1.0))
+    assert_allclose(loss.total(), 1.5)
+
+
+def test_identity_loss_chooses_between_the_two_affine_pairs_that_the_cycle_loss_leaves():
+    """N(0, 1) and N(2, 1/4): slopes ½ and -½ are both perfect; mean distances by SciPy's folded normals."""
+    x_law, y_law = (MultivariateNormal(jnp.array([m]), jnp.array([[s]])) for m, s in ((0.0, 1.0), (2.0, 0.5)))
+    z = stats.norm.ppf((np.arange(4000) + 0.5) / 4000)[:, None]
+    folded = lambda mean, scale: stats.foldnorm(abs(mean) / scale, scale=scale).mean()  # noqa: E731
+
+    @jax.jit
+    def losses(sign):
+        pair = cycle.normal_pair(x_law, y_law, jnp.array([[sign]]))
+        cycles, identities = (jax.vmap(lambda x, y, loss=loss: loss(pair, x, y))(z, 2 + 0.5 * z) for loss in
+                              (cycle.cycle_loss, cycle.identity_loss))  # fmt: skip
+        return cycles.total().max(), identities.forward.mean(), identities.backward.mean()
+
+    found = {sign: losses(float(sign)) for sign in (1, -1)}
+    assert max(found[1][0], found[-1][0]) < 1e-13
+    # y -> 2 + s y/2 and x -> 2 s (x - 2), each minus its argument
+    expected = {s: (folded(1 if s > 0 else -1, 0.5 * abs(s / 2 - 1)), folded(-4, abs(2 * s - 1))) for s in (1, -1)}
+    for sign in (1, -1):
+        holds_only_for(
+            lambda e, sign=sign: assert_allclose(found[sign][1:], e, rtol=1e-3), expected[sign], expected[-sign]
+        )
+    assert sum(found[1][1:]) < sum(found[-1][1:])

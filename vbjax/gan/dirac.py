@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex
 
 from vbjax.gan.games import Players, Point
-from vbjax.gan.values import Discriminator, Game, discriminator_loss, generator_loss
+from vbjax.gan.values import Discriminator, Game, generator_loss
 from vbjax.types import Scalar
 
 Penalty = Callable[[Discriminator, Scalar, Scalar], Scalar]
@@ -33,8 +33,9 @@ def dirac_gan(game: Game, penalty: Penalty = no_penalty) -> Players:
         return lambda x: psi * x + _neutral(game, jnp.zeros_like(psi))
 
     def of_discriminator(theta, psi):
-        real = jnp.zeros_like(theta)
-        return discriminator_loss(game, discriminator(psi), real, theta) + penalty(discriminator(psi), real, theta)
+        # not `discriminator_loss`, which holds the fake fixed: the game's Jacobian needs the derivative in θ and ψ
+        D, real = discriminator(psi), jnp.zeros_like(theta)
+        return game.real(D(real)) + game.fake(D(theta)) + penalty(D, real, theta)
 
     def of_generator(theta, psi):
         return generator_loss(game, discriminator(psi), lambda z: z + theta, jnp.zeros_like(theta))
@@ -55,7 +56,8 @@ def eigenvalues(game: Game, *, gamma: int | float = 0) -> Complex[Array, " 2"]:
     """
     neutral = _neutral(game, jnp.zeros(()))
     product = jax.grad(game.fake)(neutral) * jax.grad(game.generator)(neutral)
-    root = jnp.sqrt(gamma**2 / 4 + product + 0j)
+    square = gamma**2 / 4 + product
+    root = jnp.sqrt(jax.lax.complex(square, jnp.zeros_like(square)))
     return -gamma / 2 + jnp.stack([root, -root])
 
 

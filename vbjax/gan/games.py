@@ -16,10 +16,15 @@ from jaxtyping import Array, Complex, Float
 from vbjax.types import Params, Scalar
 
 Matrix = Float[Array, "n n"]
+Rate = Scalar | float | int
 
 
 class Players(NamedTuple):
-    """The losses (θ, φ) -> scalar of a generator with parameters θ and a discriminator with parameters φ."""
+    """The losses (θ, φ) -> scalar of a generator with parameters θ and a discriminator with parameters φ.
+
+    Neither may stop gradients on the way to the other's parameters: `game_jacobian` and `consensus` need the mixed
+    derivatives, which `values.discriminator_loss` does not have.
+    """
 
     generator: Callable[[Params, Params], Scalar]
     discriminator: Callable[[Params, Params], Scalar]
@@ -40,8 +45,8 @@ class Method(NamedTuple):
     """
 
     name: str
-    step: Callable[[Players, Point, Point, Scalar | float], Point]
-    matrix: Callable[[Matrix, int, float], Array]
+    step: Callable[[Players, Point, Point, Rate], Point]
+    matrix: Callable[[Matrix, int, Rate], Array]
 
 
 def vector_field(players: Players, point: Point) -> Point:
@@ -98,7 +103,7 @@ def _optimistic_matrix(jacobian, size, rate):
     return jnp.block([[identity + 2 * rate * jacobian, -rate * jacobian], [identity, jnp.zeros_like(identity)]])
 
 
-def _one_plus(polynomial: Callable[[Matrix], Matrix]) -> Callable[[Matrix, int, float], Matrix]:
+def _one_plus(polynomial: Callable[[Matrix], Matrix]) -> Callable[[Matrix, int, Rate], Matrix]:
     def matrix(jacobian, size, rate):
         return jnp.eye(jacobian.shape[0], dtype=jacobian.dtype) + polynomial(rate * jacobian)
 
@@ -135,7 +140,7 @@ def consensus(weight: int | float) -> Method:
     return Method("consensus", step, matrix)
 
 
-def convergence_rate(method: Method, players: Players, equilibrium: Point, *, rate: int | float) -> Scalar:
+def convergence_rate(method: Method, players: Players, equilibrium: Point, *, rate: Rate) -> Scalar:
     """The factor by which distances to an equilibrium change per step in the long run; above one they grow.
 
     The spectral radius of the method's linear map, which the game's Jacobian determines (CPU only: eigenvalues).
@@ -154,7 +159,7 @@ def largest_rate(eigenvalues: Complex[Array, " n"]) -> Scalar:
     return jnp.min(-2 * eigenvalues.real / jnp.abs(eigenvalues) ** 2)
 
 
-def trajectory(method: Method, players: Players, start: Point, *, rate: int | float, steps: int) -> Point:
+def trajectory(method: Method, players: Players, start: Point, *, rate: Rate, steps: int) -> Point:
     """All points from the start on, stacked on a leading axis of length steps + 1."""
 
     def step(points, _):
