@@ -37,14 +37,14 @@ def ancestral(key: PRNGKey, kernel: Reverse, levels: Levels, x: Float[Array, "*d
 
     Raises ValueError for fewer than two levels. Source: Ho et al. (2020), algorithm 2.
     """
-    step = _step(kernel)
-    return jax.lax.scan(lambda x, move: (step(x, move), None), x, _moves(key, levels))[0]
+    step = _step(key, kernel)
+    return jax.lax.scan(lambda x, move: (step(x, move), None), x, _moves(levels))[0]
 
 
 def ancestral_path(key: PRNGKey, kernel: Reverse, levels: Levels, x: Float[Array, "*d"]) -> Float[Array, "levels *d"]:
     """x at every level: the same draws as `ancestral`, all kept. Raises as it does."""
-    step = _step(kernel)
-    return jnp.concatenate([x[None], jax.lax.scan(lambda x, move: (step(x, move),) * 2, x, _moves(key, levels))[1]])
+    step = _step(key, kernel)
+    return jnp.concatenate([x[None], jax.lax.scan(lambda x, move: (step(x, move),) * 2, x, _moves(levels))[1]])
 
 
 def affine_law(
@@ -58,13 +58,13 @@ def affine_law(
 
     def step(law, move):
         mean, covariance = law
-        gamma_t, gamma_s = move
+        _, gamma_t, gamma_s = move
         slope = jax.jacfwd(lambda x_t: kernel(x_t, gamma_s, gamma_t).loc)(mean)
         drawn = kernel(mean, gamma_s, gamma_t)
         fresh = jnp.where(jnp.isneginf(gamma_s), 0, drawn.scale**2)
         return (drawn.loc, slope @ covariance @ slope.T + jnp.diag(fresh)), None
 
-    return jax.lax.scan(step, (mean, covariance), _pairs(levels))[0]
+    return jax.lax.scan(step, (mean, covariance), _moves(levels))[0]
 
 
 def generate(key: PRNGKey, model: DiffusionModel, schedule: Schedule, shape: tuple[int, ...]) -> Event:
@@ -85,7 +85,7 @@ def ddim_kernel(denoiser: Denoiser, *, eta: int | float = 0) -> Reverse:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie between 0, deterministic, and 1, ancestral, got {eta}")
 
-    def kernel(x_t: Float[Array, "*d"], gamma_s: Scalar, gamma_t: Scalar) -> Normal:
+    def kernel(x_t, gamma_s, gamma_t):
         x0 = denoiser(x_t, gamma_t)
         fresh = eta**2 * -jnp.expm1(gamma_s - gamma_t)  # the part of σ_s² that is drawn anew
         kept = jnp.sqrt(1 - fresh) * (x_t - signal(gamma_t) * x0) / noise(gamma_t)
@@ -146,24 +146,20 @@ def _towards(x_t: Float[Array, "*d"], x0: Float[Array, "*d"], gamma_s: Scalar, g
     return shrunk * x_t - signal(gamma_s) * jnp.expm1((gamma_s - gamma_t) / 2) * x0
 
 
-def _step(kernel: Reverse):
+def _step(key: PRNGKey, kernel: Reverse):
     def step(x_t, move):
-        gamma_t, gamma_s, key = move
+        i, gamma_t, gamma_s = move
         law = kernel(x_t, gamma_s, gamma_t)
-        return jnp.where(jnp.isneginf(gamma_s), law.mean(), law.sample(key))
+        return jnp.where(jnp.isneginf(gamma_s), law.mean(), law.sample(jax.random.fold_in(key, i)))
 
     return step
 
 
-def _moves(key: PRNGKey, levels: Levels) -> tuple[Levels, Levels, Array]:
-    return *_pairs(levels), jax.random.split(key, levels.size - 1)
-
-
-def _pairs(levels: Levels) -> tuple[Levels, Levels]:
-    """γ_t and γ_s of every move."""
+def _moves(levels: Levels) -> tuple[Array, Array, Array]:
+    """Number, γ_t and γ_s of every move."""
     if levels.size < 2:
         raise ValueError(f"levels must hold the first and the last noise level at least, got {levels.size}")
-    return levels[:-1], levels[1:]
+    return jnp.arange(levels.size - 1), levels[:-1], levels[1:]
 
 
 def _check_decreasing(levels: Levels) -> None:
