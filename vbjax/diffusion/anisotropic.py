@@ -57,7 +57,7 @@ class AnisotropicSchedule(NamedTuple):
 
     def covariance(self, t: int | Int[Array, ""]) -> Float[Array, "joints joints"]:
         """Σ̄_t, the covariance of q(x_t|x_0) over the joints."""
-        return (self.basis * mode_variance(self.at(t))) @ self.basis.T
+        return (self.basis * mode_variance(self.at(t))[None]) @ self.basis.T
 
     def to_modes(self, x: X) -> X:
         """Coordinates of the eigenvectors, y = Uᵀ x on the axis of the joints."""
