@@ -102,7 +102,7 @@ def measured_error(
     return lambda gamma: jnp.exp(jnp.interp(gamma, gammas, jnp.log(errors)))
 
 
-def interpolated_variance(fraction: Denoiser, *, smallest: float | Scalar = 1e-20) -> Variance:
+def interpolated_variance(fraction: Denoiser, *, smallest: int | float | Scalar = 1e-20) -> Variance:
     """β^v β̃^(1-v) with v = fraction(x_t, γ_t) in [0, 1], which a network may learn.
 
     smallest: what β̃ is not less than, so that log β̃ is finite at γ_s = -∞; Nichol & Dhariwal (2021, eq. 15) take β̃_2.

@@ -41,7 +41,10 @@ def from_betas(betas: Float[Array, " T"]) -> Schedule:
 
     Raises ValueError for a β outside (0, 1), for none at all, and for one that is lost in rounding.
     """
-    _require_between("betas", betas, 0, 1)
+    if betas.shape[0] == 0:
+        raise ValueError("betas must hold one number a step, and at least one")
+    if not isinstance(betas, jax.core.Tracer) and not bool(((betas > 0) & (betas < 1)).all()):
+        raise ValueError(f"betas must lie in (0, 1), ends excluded, got {betas.min()} to {betas.max()}")
     return _growing("betas", _log_odds(-jnp.cumsum(jnp.log1p(-betas))))
 
 
@@ -94,6 +97,8 @@ def sigmoid_schedule(
     0 < least_left < 1. Source: Jabri et al. (2023, algorithm 1 of the appendix).
     """
     _require_steps(steps)
+    if not 0 < least_left < 1:
+        raise ValueError(f"least_left must lie in (0, 1), got {least_left}")
     gamma = sigmoid_gamma(-math.inf, math.log(1 / least_left - 1), start=start, end=end, temperature=temperature)
     return discretise(gamma, steps)
 
@@ -128,7 +133,8 @@ def sigmoid_gamma(
 
     low: may be -∞. Raises ValueError unless low < high, start < end and temperature > 0. Source: Jabri et al. (2023).
     """
-    _require_ends(low, high, lowest=-math.inf)
+    if not low < high < math.inf:
+        raise ValueError(f"low must be below high, and high finite, got low={low}, high={high}")
     if not (-math.inf < start < end < math.inf and temperature > 0):
         raise ValueError(f"start < end and temperature > 0 are needed, got {start}, {end} and {temperature}")
     a, b = start / temperature, end / temperature
@@ -228,15 +234,6 @@ def _require_steps(steps: int) -> None:
         raise ValueError(f"steps must be at least 1, got {steps}")
 
 
-def _require_between(name: str, values: Array, low: float, high: float) -> None:
-    if values.shape[0] == 0:
-        raise ValueError(f"{name} must hold one number a step, and at least one")
-    if not isinstance(values, jax.core.Tracer) and not bool(((values > low) & (values < high)).all()):
-        raise ValueError(
-            f"{name} must lie between {low} and {high}, ends excluded, got {values.min()} to {values.max()}"
-        )
-
-
-def _require_ends(low: float, high: float, lowest: float = -math.nextafter(math.inf, 0)) -> None:
-    if not lowest <= low < high < math.inf:
+def _require_ends(low: int | float, high: int | float) -> None:
+    if not -math.inf < low < high < math.inf:
         raise ValueError(f"low must be below high, and both finite, got low={low}, high={high}")

@@ -64,7 +64,7 @@ class LossHistory(NamedTuple):
 
         return jax.lax.scan(put, self, (t, losses))[0]
 
-    def law(self, *, uniform_part: float = 1e-3) -> Float[Array, " T"]:
+    def law(self, *, uniform_part: int | float = 1e-3) -> Float[Array, " T"]:
         """Probabilities ∝ sqrt E L², mixed with a uniform part; uniform until every time has a full history.
 
         Source: Nichol & Dhariwal (2021, section 3.3).
