@@ -1,0 +1,408 @@
+"""Train a GAN, and say which modes it covers and how far its samples are from the test split.
+
+    python experiments/gan.py                                  # eight Gaussians on a ring, under a minute
+    python experiments/gan.py --game minimax --r1 0            # the same without the penalty: watch it collapse
+    python experiments/gan.py --dataset digits                 # DCGAN on 8x8 images, some minutes
+    python experiments/gan.py --dataset digits --conditional   # a projection discriminator, and a sheet by class
+    python experiments/gan.py --dataset fashion_mnist --download   # or --data-files DIR, no network
+    python experiments/gan.py --resume                         # go on after an interruption
+
+Look at pictures/plane.png or pictures/samples.png first. A generator has no likelihood, so the card compares samples:
+Fréchet and kernel distance, precision and recall, modes or classes covered. Each stands beside the same number for as
+many *real* points (names that end in _real): that, and not zero or one, is what a perfect generator would read. For
+images the features are those of a classifier trained in the run, whose test accuracy is on the card.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Literal
+
+from vbjax.cli import start_jax
+
+start_jax()
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from vbjax import cards, datasets, evaluation, sample_quality, training
+from vbjax.experiment import Experiment, Run, check_counts, command_line, load_data, preparing
+from vbjax.gan import penalties, values
+from vbjax.networks.classifier import accuracy, fit_classifier
+from vbjax.networks.gan import GANNetworks, conv_gan, mlp_gan
+from vbjax.reports import gan_pictures
+
+CLASSES = 10
+FASHION = ["t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
+SCALE, DEVIATIONS = 0.05, 3
+"""Standard deviation of the plane's modes, and how many of them a point of high quality may be away."""
+LAWS = {
+    "ring": (functools.partial(datasets.gaussian_mixture_ring, scale=SCALE), lambda: datasets.ring_modes(8, 2.0)),
+    "grid": (functools.partial(datasets.gaussian_mixture_grid, scale=SCALE), lambda: datasets.grid_modes(5, 1.0)),
+}
+"""Laws of the plane by name: one draw for a key, and the modes."""
+MOST_IMAGES = 2000
+"""Test images that are compared; distances of all pairs are held in memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is computed; the defaults are those of the data set that `--dataset` names. Two runs with the same
+    configuration give the same bits on the same machine.
+    """
+
+    dataset: Literal["ring", "grid", "digits", "mnist", "fashion_mnist"] = "ring"
+    """ring, grid: Gaussians in the plane, whose modes are known. The others are images; all but the digits come from
+    tensorflow-datasets."""
+    game: Literal["minimax", "non_saturating", "hinge", "least_squares", "wasserstein"] = "non_saturating"
+    """What each player minimises."""
+    r1: float = 0.02
+    """Weight of the squared slope of the discriminator at the data."""
+    r2: float = 0.0
+    """Weight of its squared slope at the fakes."""
+    gradient_penalty: float = 0.0
+    """Weight of (slope - 1)² between data and fakes."""
+    spectral_norm: bool = False
+    """Divide every kernel of the discriminator by its largest singular value."""
+    conditional: bool = False
+    """Give both players the class; for images."""
+    latent_dim: int = 2
+    """Dimension of z."""
+    hidden: tuple[int, ...] = (128, 128)
+    """Widths of the perceptrons; for the plane."""
+    features: tuple[int, ...] = (64, 128)
+    """Channels of the discriminator's convolutions, from the pixels inwards; the generator mirrors them; for images."""
+    steps: int = 4000
+    """Steps of the discriminator."""
+    discriminator_steps: int = 1
+    """The generator moves at every so many of them."""
+    batch_size: int = 128
+    """Data, and fakes, per step."""
+    learning_rate: float = 2e-3
+    """Of the discriminator's Adam; it falls to zero along a cosine."""
+    generator_rate: float = 1e-3
+    """Of the generator's Adam, likewise."""
+    beta1: float = 0.5
+    """Decay of the first moment of both; with 0.9 the players overshoot each other."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of the generator, which is what gets evaluated; 0 switches it off."""
+    seed: int = 0
+    """Everything random follows from it."""
+    classifier_steps: int = 1000
+    """Training steps of the classifier by whose features and classes images are judged."""
+    eval_samples: int = 2000
+    """Points compared, of the generator and of the test split each; images: at most as many as the test split has."""
+
+
+_IMAGES = Config(r1=1.0, latent_dim=32, steps=4000, batch_size=64, learning_rate=5e-4, generator_rate=5e-4)
+DEFAULTS = {
+    "ring": Config(),
+    "grid": dataclasses.replace(Config(), dataset="grid", steps=15_000),
+    "digits": dataclasses.replace(_IMAGES, dataset="digits"),
+    "mnist": dataclasses.replace(_IMAGES, dataset="mnist", latent_dim=64),
+    "fashion_mnist": dataclasses.replace(_IMAGES, dataset="fashion_mnist", latent_dim=64),
+}
+"""The configuration that `--dataset` starts from."""
+
+
+def validate(config: Config, run: Run) -> None:
+    """Raise ValueError, naming the field, for whatever can be refused without the data."""
+    check_counts(config, run, eval_samples=10)
+    for name in ("r1", "r2", "gradient_penalty"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be zero or a positive number, got {getattr(config, name)}")
+    if config.conditional and config.dataset in LAWS:
+        raise ValueError(f"conditional needs classes, which {config.dataset!r} has not: choose images")
+    training.init_state({}, make_optimizer(config), ema_decay=config.ema_decay)
+    build(config, (2,) if config.dataset in LAWS else (8, 8))
+
+
+def make_optimizer(config: Config):
+    """An Adam for each player; the spectral state is carried along."""
+
+    def adam(rate: float, steps: int):
+        return training.make_optimizer(
+            learning_rate=rate, schedule="cosine", steps=steps, beta1=config.beta1, beta2=0.99
+        )
+
+    generator_steps = -(-config.steps // config.discriminator_steps)
+    players = {
+        "discriminator": adam(config.learning_rate, config.steps),
+        "generator": training.every(adam(config.generator_rate, generator_steps), config.discriminator_steps),
+        "spectral": training.CARRIED,
+    }
+    return training.each(players)
+
+
+def build(config: Config, shape: tuple[int, ...]) -> GANNetworks:
+    """The networks for points of this shape."""
+    shared = {"latent_dim": config.latent_dim, "spectral": config.spectral_norm}
+    if config.dataset in LAWS:
+        return mlp_gan(shape, hidden=config.hidden, **shared)
+    return conv_gan(shape, features=config.features, classes=CLASSES if config.conditional else None, **shared)
+
+
+def make_loss(config: Config, networks: GANNetworks):
+    """What both players minimise on `(points, labels)`, added up: each one's part is constant for the other."""
+    game = values.GAMES[config.game]
+
+    def loss(key, params, batch):
+        normalised = networks.normalise(params)
+        fixed = jax.lax.stop_gradient(normalised)
+
+        def example(key, x, label):
+            key_z, key_between = jax.random.split(key)
+            z = jax.random.normal(key_z, (networks.latent_dim,))
+            label = label if config.conditional else None
+            generator = functools.partial(networks.generate(params), label=label)
+            discriminator = functools.partial(networks.discriminate(normalised), label=label)
+            opponent = functools.partial(networks.discriminate(fixed), label=label)
+            fake = generator(z)
+            terms = {
+                "discriminator": values.discriminator_loss(game, discriminator, x, fake),
+                "generator": values.generator_loss(game, opponent, generator, z),
+            }
+            if config.r1:
+                terms["r1"] = config.r1 * penalties.r1(discriminator, x)
+            if config.r2:
+                terms["r2"] = config.r2 * penalties.r2(discriminator, fake)
+            if config.gradient_penalty:
+                u = jax.random.uniform(key_between)
+                terms["gradient_penalty"] = config.gradient_penalty * penalties.gradient_penalty(
+                    discriminator, x, fake, u
+                )
+            return terms
+
+        x, labels = batch
+        keys = jax.random.split(key, x.shape[0])
+        terms = jax.tree.map(lambda v: v.mean(), jax.vmap(example)(keys, x, labels))
+        return jnp.stack([*terms.values()]).sum() + remembered(params, fixed), terms
+
+    return loss
+
+
+def remembered(params, after):
+    """Zero, with the gradient by which `training.CARRIED` turns the spectral state into the next one."""
+
+    def move(old, new):
+        return jnp.vdot(jax.lax.stop_gradient(old - new), old - jax.lax.stop_gradient(old))
+
+    states = (tree.get("spectral", {}) for tree in (params, after))
+    return sum(jax.tree.leaves(jax.tree.map(move, *states)), start=jnp.float32(0))
+
+
+def law_batches(key, draw, batch_size: int) -> Partial:
+    """`step -> (points, labels)`: fresh draws of a law at every step; the labels are zero."""
+
+    def batch(key, step):
+        keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
+        return jax.vmap(draw)(keys), jnp.zeros(batch_size, jnp.int32)
+
+    return Partial(batch, key)
+
+
+def image_batches(key, data: datasets.Dataset, batch_size: int) -> Partial:
+    """`step -> (images, labels)`, pixels in [-1, 1]."""
+    batch = datasets.batches(key, (data.train_images, data.train_labels), batch_size)
+
+    def scaled(batch, step):
+        images, labels = batch(step)
+        return images.astype(jnp.float32) * (2 / (data.levels - 1)) - 1, labels
+
+    return Partial(scaled, batch)
+
+
+def comparison(real, model, reference) -> dict[str, cards.Number]:
+    """Distances, precision and recall of features of real test points against the model's and as many other real ones.
+
+    In float64: small distances are differences of large numbers.
+    """
+    with jax.enable_x64(True):
+        real, model, reference = (jnp.asarray(features, jnp.float64) for features in (real, model, reference))
+
+        @jax.jit
+        def measure(real, other):
+            distance = sample_quality.frechet_distance(*map(sample_quality.fit_gaussian, (real, other)))
+            kernel = sample_quality.kernel_distance(real, other)
+            return distance, kernel, sample_quality.neighbourhoods(real, other)
+
+        numbers = {}
+        for suffix, other in (("", model), ("_real", reference)):
+            distance, kernel, near = measure(real, other)
+            numbers[f"frechet{suffix}"] = cards.number(distance, unit="squared distance")
+            numbers[f"kernel{suffix}"] = cards.number(kernel.value, kernel.standard_error, unit="MMD²")
+            numbers |= {
+                f"{name}{suffix}": cards.number(value, unit="balls" if name == "density" else "fraction")
+                for name, value in near._asdict().items()
+            }
+        ratio = numbers["frechet"].value / numbers["frechet_real"].value
+        bias = sample_quality.frechet_bias(real, real.shape[0], model.shape[0])
+        return numbers | {
+            "frechet_ratio": cards.number(ratio, unit="times real against real"),
+            "frechet_bias": cards.number(bias, unit="squared distance, of equal laws to first order"),
+        }
+
+
+def coverage(found: sample_quality.ModeCoverage, reference: sample_quality.ModeCoverage, of: str):
+    """Modes or classes, and the evenness of the histogram, beside those of real points."""
+    numbers = {f"{of}_covered": cards.number(found.covered, unit=f"of {len(found.counts)}")}
+    for suffix, coverage in (("", found), ("_real", reference)):
+        numbers[f"{of}_kl{suffix}"] = cards.number(coverage.kl, unit="nats from uniform")
+    return numbers
+
+
+def law_numbers(model, real, reference, modes) -> dict[str, cards.Number]:
+    """The card of a law in the plane."""
+
+    @jax.jit
+    def cover(points):
+        assigned, distance = jax.vmap(sample_quality.nearest_mode, (0, None))(points, modes)
+        near = distance < DEVIATIONS * SCALE
+        of_high_quality = evaluation.over_examples(near.astype(jnp.float32))
+        return sample_quality.mode_coverage(assigned, near, modes=len(modes)), of_high_quality
+
+    found, near = cover(model)
+    exact = sample_quality.high_quality_share(2, deviations=DEVIATIONS)
+    return {
+        **coverage(found, cover(reference)[0], "modes"),
+        "high_quality": cards.number(near.value, near.standard_error, unit=f"fraction within {DEVIATIONS} deviations"),
+        "high_quality_exact": cards.number(exact, unit="fraction, of the law itself"),
+        **comparison(real, model, reference),
+    }
+
+
+def image_numbers(judge, networks: GANNetworks, model, asked, real, reference) -> dict[str, cards.Number]:
+    """The card of images. asked: labels of the model's images, for a conditional one; real, reference: with labels."""
+    seen, of_real, of_reference = judge(model), judge(real[0]), judge(reference[0])
+    right = evaluation.over_examples(accuracy(of_real, real[1]))
+    numbers = {"classifier_accuracy": cards.number(right.value, right.standard_error, unit="fraction of test images")}
+    if networks.classes:
+        obeyed = evaluation.over_examples(accuracy(seen, asked))
+        numbers["class_as_asked"] = cards.number(obeyed.value, obeyed.standard_error, unit="fraction of samples")
+
+    def cover(judged):
+        everywhere = jnp.ones(judged.logits.shape[0], bool)
+        return sample_quality.mode_coverage(judged.logits.argmax(-1), everywhere, modes=CLASSES)
+
+    numbers |= coverage(cover(seen), cover(of_reference), "classes")
+    return numbers | comparison(of_real.features, seen.features, of_reference.features)
+
+
+def attributes(key, generate, judge, networks: GANNetworks, names, *, count: int = 4000, members: int = 20):
+    """Bold minus thin of one class, added to thin images of another, in the latent space of the generator.
+
+    Returns what became of the other class and of its ink, and a figure. The groups are of the generator's own images,
+    by the classifier and by the mean pixel; nothing is returned where there are too few of a second class.
+    """
+    z = jax.random.normal(key, (count, networks.latent_dim))
+    asked = jnp.arange(count) % CLASSES
+    images = many(generate, z, asked)
+    seen, ink = judge(images).logits.argmax(-1), images.mean((1, 2))
+    sizes = jnp.bincount(seen, length=CLASSES)
+    first, second = jnp.argsort(-sizes)[:2].tolist()
+    members = min(members, int(sizes[second]) // 3)
+    if members < 3:
+        return {}, {}
+
+    def by_ink(label):
+        order = jnp.argsort(ink)
+        return order[(seen == label)[order]]
+
+    bold, thin, other = by_ink(first)[-members:], by_ink(first)[:members], by_ink(second)[:members]
+    moved = many(generate, z[other] + (z[bold].mean(0) - z[thin].mean(0))[None], asked[other])
+    kept = evaluation.over_examples((judge(moved).logits.argmax(-1) == second).astype(jnp.float32))
+    gained = evaluation.over_examples((moved.mean((1, 2)) - ink[other]) / (ink[bold].mean() - ink[thin].mean()))
+    numbers = {
+        "arithmetic_keeps_class": cards.number(kept.value, kept.standard_error, unit="fraction"),
+        "arithmetic_moves_ink": cards.number(gained.value, gained.standard_error, unit="of bold minus thin"),
+    }
+    words = [f"bold {names[first]}", f"thin {names[first]}", f"thin {names[second]}", f"bold {names[second]}"]
+    groups = [(z[rows[:20]], asked[rows[:20]]) for rows in (bold, thin, other)]
+    return numbers, {"arithmetic": gan_pictures.arithmetic(generate, groups, words)}
+
+
+def main(config: Config, run: Run) -> cards.Card:
+    """Train, evaluate, draw; returns the result card that the run folder holds."""
+    with preparing() as begin:
+        validate(config, run)
+        key_init, key_data, key_train, key_test = jax.random.split(jax.random.key(config.seed), 4)
+        if config.dataset in LAWS:
+            networks, evaluate = build(config, (2,)), evaluate_law
+            batch = law_batches(key_data, LAWS[config.dataset][0], config.batch_size)
+        else:
+            data = load_data(config.dataset, run, batch_size=config.batch_size).on_device()
+            networks, evaluate = build(config, data.train_images.shape[1:]), functools.partial(evaluate_images, data)
+            batch = image_batches(key_data, data, config.batch_size)
+        optimizer = make_optimizer(config)
+        state = training.init_state(jax.jit(networks.init)(key_init), optimizer, ema_decay=config.ema_decay)
+        experiment = Experiment.open(f"gan-{config.dataset}", config, run, state, begin=begin)
+
+    with experiment.running():
+        state = experiment.train(
+            key_train,
+            make_loss(config, networks),
+            batch,
+            optimizer,
+            state,
+            steps=config.steps,
+            ema_decay=config.ema_decay,
+        )
+        return experiment.finish(*evaluate(key_test, config, networks, state))
+
+
+def evaluate_law(key, config: Config, networks: GANNetworks, state: training.TrainState):
+    """The card's numbers and the pictures, for a law in the plane."""
+    draw, modes = LAWS[config.dataset]
+    key_z, key_real, key_reference = jax.random.split(key, 3)
+    count = config.eval_samples
+    real, reference = (jax.vmap(draw)(jax.random.split(k, count)) for k in (key_real, key_reference))
+    z = jax.random.normal(key_z, (count, networks.latent_dim))
+    model = jax.jit(jax.vmap(networks.generate(state.averaged)))(z)
+    score = networks.discriminate(networks.normalise(state.params))
+    # the output where both are equally likely; a game without an optimum has no such output but the average
+    optimum = values.GAMES[config.game].optimum
+    neutral = jax.vmap(score)(real).mean() if optimum is None else optimum(jnp.float32(0))
+    figures = {"plane": gan_pictures.plane(real, model, lambda x: score(x) - neutral)}
+    return law_numbers(model, real, reference, modes()), figures
+
+
+def evaluate_images(data: datasets.Dataset, key, config: Config, networks: GANNetworks, state: training.TrainState):
+    """The card's numbers and the pictures, for images."""
+    key_judge, key_z, key_rows, key_attributes = jax.random.split(key, 4)
+    white = data.levels - 1
+    train, test = (
+        (jnp.asarray(images), jnp.asarray(labels))
+        for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels))
+    )
+    judge = fit_classifier(key_judge, *train, classes=CLASSES, white=white, steps=config.classifier_steps)
+    generator = networks.generate(state.averaged)
+
+    def generate(z, label):
+        # to pixels, as the data have them
+        return (generator(z, label if config.conditional else None) + 1) * (white / 2)
+
+    count = min(config.eval_samples, len(test[1]), MOST_IMAGES)
+    rows = jax.random.permutation(key_rows, len(train[1]))[:count]
+    real, reference = (test[0][:count], test[1][:count]), (train[0][rows], train[1][rows])
+    z, asked = jax.random.normal(key_z, (count, networks.latent_dim)), reference[1]
+    model = many(generate, z, asked)
+    numbers = image_numbers(judge, networks, model, asked, real, reference)
+    names = FASHION if config.dataset == "fashion_mnist" else [str(y) for y in range(CLASSES)]
+    figures = {
+        "samples": gan_pictures.samples(real[0].astype(jnp.float32), model),
+        "interpolation": gan_pictures.interpolation(generate, z, asked),
+    }
+    if config.conditional:
+        figures["classes"] = gan_pictures.class_sheet(generate, z, names)
+    more, drawn = attributes(key_attributes, generate, judge, networks, names)
+    return numbers | more, figures | drawn
+
+
+def many(generate, z, labels):
+    """Images of many latents, some at a time to bound the memory."""
+    return jax.jit(lambda z, labels: jax.lax.map(lambda pair: generate(*pair), (z, labels), batch_size=256))(z, labels)
+
+
+if __name__ == "__main__":
+    main(*command_line(__doc__, Config(), by_dataset=DEFAULTS))

@@ -1,0 +1,175 @@
+"""experiments/gan.py as users meet it: two players in one loss, runs, exact resumes, refusals before any work."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import gan
+from vbjax import cards, runs, training
+from vbjax.gan import penalties, values
+
+TINY = gan.Config(hidden=(8,), batch_size=16, steps=20, eval_samples=60)
+TINY_DIGITS = dataclasses.replace(
+    gan.DEFAULTS["digits"],
+    features=(4, 8),
+    latent_dim=4,
+    batch_size=16,
+    steps=20,
+    classifier_steps=40,
+    conditional=True,
+    spectral_norm=True,
+    r2=0.1,
+    gradient_penalty=0.1,
+)
+
+
+def run_in(folder, **options):
+    return gan.Run(out=folder, quiet=True, checkpoint_every=10, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "ring"
+    return folder, gan.main(TINY, run_in(folder))
+
+
+def test_a_run_leaves_config_metrics_checkpoints_a_picture_and_a_card(finished):
+    folder, card = finished
+    assert cards.load_card(folder / "card.json") == card
+    assert json.loads((folder / "config.json").read_text())["game"] == "non_saturating"
+    (row,) = runs.read_metrics(folder / "metrics.jsonl")
+    assert row["loss"] == pytest.approx(row["discriminator"] + row["generator"] + row["r1"], rel=1e-5)
+    assert [path.stem for path in (folder / "pictures").iterdir()] == ["plane"]
+
+
+def test_every_measure_stands_beside_that_of_real_points(finished):
+    _, card = finished
+    names = {name for name in card.numbers if name + "_real" in card.numbers}
+    assert names == {"modes_kl", "frechet", "kernel", "precision", "recall", "density", "coverage"}
+    real, model = (card.numbers[name].value for name in ("frechet_real", "frechet"))
+    assert card.numbers["frechet_ratio"].value == pytest.approx(model / real)
+    # 20 steps teach nothing: the samples are a blob in the middle, the real ones are real
+    assert card.numbers["modes_covered"].value < 8
+    assert card.numbers["frechet_ratio"].value > 10
+    assert card.numbers["high_quality"].value < 0.5 < card.numbers["high_quality_exact"].value
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_repeated_by_accident_and_resumes_to_the_same_numbers(finished, capsys):
+    folder, card = finished
+    with pytest.raises(SystemExit) as refusal:
+        gan.main(TINY, run_in(folder))
+    assert refusal.value.code == 2
+    assert "--resume" in capsys.readouterr().err
+    assert gan.main(TINY, run_in(folder, resume=True)).numbers == card.numbers
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"r1": -1.0}, "r1"),
+        ({"gradient_penalty": float("inf")}, "gradient_penalty"),
+        ({"conditional": True}, "conditional"),
+        ({"hidden": ()}, "hidden"),
+        ({"latent_dim": 0}, "latent_dim"),
+        ({"discriminator_steps": 0}, "discriminator_steps"),
+        ({"generator_rate": -1e-3}, "learning_rate"),
+        ({"beta1": 1.0}, "beta1"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"eval_samples": 5}, "eval_samples"),
+        ({"dataset": "digits", "batch_size": 5000}, "1347 training examples"),
+        ({"dataset": "digits", "features": (4, 4, 4, 4, 4)}, "features"),
+    ],
+)
+def test_bad_input_leaves_with_code_2_one_line_and_no_folder(changes, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        gan.main(dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"))
+    assert refusal.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def players():
+    config = dataclasses.replace(TINY, spectral_norm=True, game="minimax", discriminator_steps=2)
+    networks = gan.build(config, (2,))
+    key_init, key_x = jax.random.split(jax.random.key(0))
+    return config, networks, jax.jit(networks.init)(key_init), jax.random.normal(key_x, (6, 2))
+
+
+def test_each_players_gradient_is_that_of_its_own_loss_alone(players):
+    config, networks, params, x = players
+    labels = jnp.zeros(6, jnp.int32)
+    loss = gan.make_loss(config, networks)
+
+    def fakes(params):
+        keys = jax.vmap(jax.random.split)(jax.random.split(jax.random.key(1), 6))[:, 0]
+        return jax.vmap(lambda key: networks.generate(params)(jax.random.normal(key, (2,))))(keys)
+
+    def alone(player, params):
+        discriminate = networks.discriminate(networks.normalise(params))
+        game, fake = values.minimax, fakes(params)
+        if player == "generator":
+            return game.generator(jax.vmap(discriminate)(fake)).mean()
+        slopes = jax.vmap(functools.partial(penalties.r1, discriminate))(x).mean()
+        return (game.real(jax.vmap(discriminate)(x)) + game.fake(jax.vmap(discriminate)(fake))).mean() + 0.02 * slopes
+
+    @jax.jit
+    def gradients(params):
+        both = jax.grad(lambda params: loss(jax.random.key(1), params, (x, labels))[0])(params)
+        own = {player: jax.grad(alone, 1)(player, params)[player] for player in ("generator", "discriminator")}
+        # wrong: the gradient of the sum, in which the zero-sum players undo each other
+        mixed = jax.grad(lambda params: alone("generator", params) + alone("discriminator", params))(params)
+        return both, own, mixed
+
+    both, own, mixed = gradients(params)
+    for player in own:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), both[player], own[player])
+    kernels = [tree["generator"]["params"]["body"]["Dense_0"]["kernel"] for tree in (both, mixed)]
+    assert not np.allclose(*kernels, rtol=1e-2)
+
+
+def test_one_step_carries_the_spectral_state_and_the_generator_waits_for_its_turn(players):
+    config, networks, params, x = players
+    optimizer = gan.make_optimizer(config)
+    batch = (x, jnp.zeros(6, jnp.int32))
+
+    @jax.jit
+    def two_steps(params):
+        first = training.init_state(params, optimizer)
+        states = [first]
+        for _ in range(2):
+            step = training.train_step(
+                jax.random.key(2), gan.make_loss(config, networks), lambda _: batch, optimizer, states[-1]
+            )
+            states.append(step[0])
+        return [state.params for state in states]
+
+    before, between, after = two_steps(params)
+    expected = networks.normalise(before)["spectral"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), between["spectral"], expected)
+    same = [
+        jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), old["generator"], new["generator"]))
+        for old, new in ((before, between), (between, after))
+    ]
+    assert same == [True, False]
+
+
+@pytest.mark.slow
+def test_a_conditional_run_on_digits_with_every_penalty_judges_draws_and_resumes(tmp_path):
+    card = gan.main(TINY_DIGITS, run_in(tmp_path / "run"))
+    assert 0.3 < card.numbers["classifier_accuracy"].value < 1
+    assert {"class_as_asked", "classes_covered", "classes_kl_real", "frechet_ratio", "recall"} <= set(card.numbers)
+    names = {path.stem for path in (tmp_path / "run" / "pictures").iterdir()}
+    assert {"samples", "interpolation", "classes"} <= names <= {"samples", "interpolation", "classes", "arithmetic"}
+    (row,) = runs.read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert {"r1", "r2", "gradient_penalty"} <= set(row)
+    assert gan.main(TINY_DIGITS, run_in(tmp_path / "run", resume=True)).numbers == card.numbers

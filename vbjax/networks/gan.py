@@ -1,0 +1,203 @@
+"""Generators and discriminators, plain or conditional on a class: start at `mlp_gan` and `conv_gan`.
+
+A discriminator is conditional by projection: a linear function of its features plus their inner product with the
+class's embedding. With spectral normalisation every kernel of the discriminator is divided by an estimate of its
+largest singular value, whose state, a vector for each kernel, is an entry of the parameters.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from vbjax.gan import penalties
+from vbjax.networks.convolutional import ConvDecoderBody, ConvEncoderBody, PixelParameters
+from vbjax.networks.mlp import MLP, check_mlp
+from vbjax.types import Params, PRNGKey, Scalar
+
+Label = Int[Array, ""] | None
+"""A class, or None for networks that know no classes."""
+
+
+class Generator(nn.Module):
+    """z -> one point `(*shape)`; the class, one-hot, enters beside z.
+
+    body: called on a vector. bounded: the point lies in [-1, 1], by tanh.
+    """
+
+    body: nn.Module
+    shape: tuple[int, ...]
+    classes: int | None = None
+    bounded: bool = False
+
+    @nn.compact
+    def __call__(self, z: Float[Array, " dim"], label: Label = None) -> Array:
+        if self.classes is not None:
+            z = jnp.concatenate([z, jax.nn.one_hot(label, self.classes, dtype=z.dtype)])
+        x = PixelParameters(self.shape)(self.body(z))
+        return jnp.tanh(x) if self.bounded else x
+
+
+class Discriminator(nn.Module):
+    """One point -> a logit: w·φ(x) + b, and + v_y·φ(x) for a class y (Miyato and Koyama 2018, eq. 3)."""
+
+    body: nn.Module
+    classes: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, label: Label = None) -> Scalar:
+        features = self.body(x)
+        logit = nn.Dense(1, name="logit")(features)[0]
+        if self.classes is None:
+            return logit
+        embedding = nn.Dense(features.shape[0], use_bias=False, name="embedding")
+        return logit + jnp.vdot(embedding(jax.nn.one_hot(label, self.classes, dtype=x.dtype)), features)
+
+
+class GANNetworks(NamedTuple):
+    """A generator and a discriminator before they have parameters.
+
+    latent_dim: z ~ N(0, I) has so many coordinates. spectral: the discriminator's kernels are normalised.
+    """
+
+    generator: Generator
+    discriminator: Discriminator
+    latent_dim: int
+    spectral: bool
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes the networks are conditional on; None for none."""
+        return self.generator.classes
+
+    def init(self, key: PRNGKey) -> Params:
+        """Fresh parameters: `{"generator": ..., "discriminator": ...}`, and `"spectral"` if that is on."""
+        key_generator, key_discriminator, key_spectral = jax.random.split(key, 3)
+        label = None if self.classes is None else jnp.int32(0)
+        params = {
+            "generator": self.generator.init(key_generator, jnp.zeros(self.latent_dim), label),
+            "discriminator": self.discriminator.init(key_discriminator, jnp.zeros(self.generator.shape), label),
+        }
+        if self.spectral:
+            params["spectral"] = spectral_state(key_spectral, params["discriminator"])
+        return params
+
+    def generate(self, params: Params) -> Callable[..., Array]:
+        """`(z, label=None) -> x` at the parameters of both."""
+
+        def generate(z: Float[Array, " dim"], label: Label = None) -> Array:
+            return cast(Array, self.generator.apply(params["generator"], z, label))
+
+        return generate
+
+    def discriminate(self, params: Params) -> Callable[..., Scalar]:
+        """`(x, label=None) -> logit`, the kernels as they are: `normalise` the parameters first, once for a batch."""
+
+        def discriminate(x: Array, label: Label = None) -> Scalar:
+            return cast(Array, self.discriminator.apply(params["discriminator"], x, label))
+
+        return discriminate
+
+    def normalise(self, params: Params) -> Params:
+        """The parameters with a normalised discriminator and the next spectral state; as they are if that is off."""
+        if not self.spectral:
+            return params
+        discriminator, state = spectrally_normalised(params["discriminator"], params["spectral"])
+        return {**params, "discriminator": discriminator, "spectral": state}
+
+
+def spectral_state(key: PRNGKey, params: Params) -> dict[str, Array]:
+    """A random unit vector for each kernel among the parameters, by its path."""
+    kernels = {name: leaf for name, leaf in _named(params) if _is_kernel(name)}
+    keys = jax.random.split(key, len(kernels))
+    vectors = (jax.random.normal(k, kernel.shape[-1:]) for k, kernel in zip(keys, kernels.values(), strict=True))
+    return {name: v / jnp.linalg.norm(v) for name, v in zip(kernels, vectors, strict=True)}
+
+
+def spectrally_normalised(params: Params, state: dict[str, Array]) -> tuple[Params, dict[str, Array]]:
+    """Divide each kernel by its spectral norm, one power iteration on from the state, and return the next state."""
+    leaves, after = [], {}
+    for name, leaf in _named(params):
+        if _is_kernel(name):
+            leaf, after[name] = penalties.spectrally_normalised(leaf, state[name])
+        leaves.append(leaf)
+    return jax.tree.unflatten(jax.tree.structure(params), leaves), after
+
+
+def mlp_gan(
+    shape: tuple[int, ...],
+    *,
+    latent_dim: int,
+    hidden: Sequence[int],
+    classes: int | None = None,
+    spectral: bool = False,
+    bounded: bool = False,
+) -> GANNetworks:
+    """Two multi-layer perceptrons for points of this shape. Raises ValueError, naming the argument.
+
+    hidden: widths of both, from the latent or the point inwards. bounded: the generator's points lie in [-1, 1].
+    """
+    check_mlp(hidden, "relu", 0.0)
+    bodies = MLP(hidden, "relu"), Flat(MLP(hidden, "leaky_relu"))
+    return _networks(bodies, shape, latent_dim, classes, spectral, bounded)
+
+
+def conv_gan(
+    image_shape: tuple[int, ...],
+    *,
+    latent_dim: int,
+    features: Sequence[int],
+    groups: int | None = None,
+    classes: int | None = None,
+    spectral: bool = False,
+) -> GANNetworks:
+    """Convolutions for images in [-1, 1], `(h, w)` or `(h, w, c)`, that halve at every stage, in the manner of DCGAN.
+
+    features: channels of the discriminator's stages, from the pixels inwards; the generator mirrors them. groups: of
+    the generator's GroupNorm, which stands for batch normalisation; None leaves it out. The discriminator has none, so
+    that a gradient penalty is one example's affair. Raises ValueError, naming the argument. Source: Radford et al.
+    (2016), section 3.
+    """
+    features = tuple(features)
+    bodies = (
+        ConvDecoderBody(image_shape, features[::-1], stages=len(features), hidden=(), groups=groups),
+        ConvEncoderBody(image_shape, features, hidden=(), activation="leaky_relu"),
+    )
+    return _networks(bodies, image_shape, latent_dim, classes, spectral, True)
+
+
+class Flat(nn.Module):
+    """A body for points of any shape: it sees them as vectors."""
+
+    body: nn.Module
+
+    def __call__(self, x: Array) -> Float[Array, " h"]:
+        return self.body(x.ravel())
+
+
+def _networks(
+    bodies: tuple[nn.Module, nn.Module],
+    shape: tuple[int, ...],
+    latent_dim: int,
+    classes: int | None,
+    spectral: bool,
+    bounded: bool,
+) -> GANNetworks:
+    if latent_dim < 1:
+        raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
+    if classes is not None and classes < 2:
+        raise ValueError(f"classes must be at least 2, or None, got {classes}")
+    generator = Generator(bodies[0], shape, classes, bounded)
+    return GANNetworks(generator, Discriminator(bodies[1], classes), latent_dim, spectral)
+
+
+def _named(params: Params) -> list[tuple[str, Array]]:
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def _is_kernel(name: str) -> bool:
+    return name.endswith("/kernel")
