@@ -255,46 +255,48 @@ def test_only_zero_centred_penalties_bring_the_wasserstein_dirac_gan_to_rest():
     assert field(jnp.zeros(300), jnp.asarray(psi)).min() > 0.5
 
 
-def train(game, key, *, d_steps=5, steps=1500, batch=256):
+def train(game, phi, key, *, d_steps, steps=1500, batch=256):
     """An affine generator from N(-1, 1) against a quadratic logit, data N(2, 1/4); its offset and scale at the end."""
-    d_optimiser = optax.adam(optax.linear_schedule(0.1, 0.0, steps * max(d_steps, 1)), b1=0.5)
-    g_optimiser = optax.adam(optax.linear_schedule(0.01, 0.0, steps), b1=0.5)
+    adam = optax.scale_by_adam(b1=0.5)
     generator = lambda theta: lambda z: theta[0] + theta[1] * z  # noqa: E731
     discriminator = lambda phi: lambda x: phi[0] + phi[1] * x + phi[2] * x**2  # noqa: E731
 
-    def d_loss(phi, theta, key):
-        key_real, key_fake = jax.random.split(key)
-        real = 2 + 0.5 * jax.random.normal(key_real, (batch,))
-        fake = jax.vmap(generator(theta))(jax.random.normal(key_fake, (batch,)))
-        return jax.vmap(lambda x, y: values.discriminator_loss(game, discriminator(phi), x, y))(real, fake).mean()
+    def d_loss(phi, theta, z_real, z_fake):
+        loss = lambda x, z: values.discriminator_loss(game, discriminator(phi), x, generator(theta)(z))  # noqa: E731
+        return jax.vmap(loss)(2 + 0.5 * z_real, z_fake).mean()
 
-    def g_loss(theta, phi, key):
-        z = jax.random.normal(key, (batch,))
+    def g_loss(theta, phi, z):
         return jax.vmap(lambda z: values.generator_loss(game, discriminator(phi), generator(theta), z))(z).mean()
 
-    def step(state, key):
+    def step(state, at):
         theta, phi, g_state, d_state = state
-        key_generator, *keys = jax.random.split(key, 1 + d_steps)
-        for key_discriminator in keys:
-            updates, d_state = d_optimiser.update(jax.grad(d_loss)(phi, theta, key_discriminator), d_state)
-            phi = phi + updates
-        updates, g_state = g_optimiser.update(jax.grad(g_loss)(theta, phi, key_generator), g_state)
-        return (theta + updates, phi, g_state, d_state), None
+        left = 1 - at.astype(phi.dtype) / steps
+        noise = jax.random.normal(jax.random.fold_in(key, at), (1 + 2 * d_steps, batch))
+        for i in range(d_steps):
+            direction, d_state = adam.update(jax.grad(d_loss)(phi, theta, noise[2 * i], noise[2 * i + 1]), d_state)
+            phi = phi - 0.1 * left * direction
+        direction, g_state = adam.update(jax.grad(g_loss)(theta, phi, noise[-1]), g_state)
+        return (theta - 0.01 * left * direction, phi, g_state, d_state), None
 
-    key_start, key_steps = jax.random.split(key)
-    theta, phi = jnp.array([-1.0, 1.0]), jax.random.normal(key_start, (3,))
-    start = (theta, phi, g_optimiser.init(theta), d_optimiser.init(phi))
-    return jax.lax.scan(step, start, jax.random.split(key_steps, steps))[0][0]
+    theta = jnp.array([-1.0, 1.0])
+    start = (theta, phi, adam.init(theta), adam.init(phi))
+    return jax.lax.scan(step, start, jnp.arange(steps))[0][0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["minimax", "non_saturating", "hinge", "least_squares"])
 def test_an_affine_generator_finds_the_normal_law_of_the_data(name):
-    """Within 0.2 for at least four of five seeds, as measured for all five: 0.02 in the mean, 0.07 in the scale."""
+    """Within 0.2 for at least four of five seeds. Measured: 0.02 in the mean, 0.05 in the scale; least squares is stuck
+    at one of its seeds, far from the data.
+    """
+    game = values.GAMES[name]
 
     def check(d_steps):
-        keys = jax.random.split(jax.random.key(0), 5)
-        theta = jax.jit(jax.vmap(lambda key: train(values.GAMES[name], key, d_steps=d_steps)))(keys)
+        # optax promotes its step count
+        with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+            key_start, key_steps = jax.random.split(jax.random.key(0))
+            keys, starts = jax.random.split(key_steps, 5), jax.random.normal(key_start, (5, 3))
+            theta = jax.jit(jax.vmap(lambda phi, key: train(game, phi, key, d_steps=d_steps)))(starts, keys)
         # the sign of the scale is nobody's business: the law is the same
         found = np.abs(np.abs(theta) - np.array([2.0, 0.5])).max(1) < 0.2
         assert found.sum() >= 4
