@@ -8,7 +8,7 @@ from vbjax import cli, datasets, leaderboard, runs
 from vbjax import tour as tour_module
 from vbjax.derivations import command
 from vbjax.reports import section
-from vbjax.tour import tour
+from vbjax.tour import tour, vae
 
 SMALL = {
     "ids": ["elbo-decomposition", "rloo-variance"],
@@ -28,11 +28,11 @@ def test_a_check_that_fails_makes_the_exit_status_one_and_still_leaves_a_page(tm
 
     monkeypatch.setattr(command, "verdicts_of", with_a_fault)
     data = datasets.load("digits")
-    trained = tour_module.Trained(*[None] * 6)._replace(data=data)
-    monkeypatch.setattr(tour_module, "train", lambda key, *, steps: trained)
-    monkeypatch.setattr(tour_module, "describe", lambda trained: (section("VAE", id="vae"), leaderboard.counted(data)))
+    trained = vae.Trained(*[None] * 6)._replace(data=data)
+    monkeypatch.setattr(vae, "train", lambda key, *, steps: trained)
+    monkeypatch.setattr(vae, "describe", lambda trained: (section("VAE", id="vae"), leaderboard.counted(data)))
     monkeypatch.setattr(tour_module, "conditional_section", lambda key, *, steps: section("Left out", id="conditional"))
-    monkeypatch.setattr(tour_module, "quick_rows", lambda key, data: [])
+    monkeypatch.setattr(vae, "quick_rows", lambda key, data: [])
     monkeypatch.setattr(tour_module, "ESTIMATORS", tour_module.ESTIMATORS[:1])
     assert tour(tmp_path / "page", **SMALL) == 1
     assert "fails" in (tmp_path / "page" / "index.html").read_text()
