@@ -45,7 +45,7 @@ def repaint_kernel(kernel: Reverse, x0: Float[Array, "*d"], known: Bool[Array, "
     return either
 
 
-def resampling(levels: Levels, *, repetitions: int, jump: int = 1) -> Levels:
+def resampling(levels: Levels, *, repetitions: int, jump: int = 1) -> Float[Array, " more"]:
     """A ladder that goes down each `jump` steps of another this many times, back up in one move in between.
 
     One repetition is the ladder itself; the steps down are `repetitions` times as many. Raises ValueError for
