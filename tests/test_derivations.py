@@ -21,12 +21,13 @@ from vbjax.derivations import (
     Identity,
     Statistical,
     UnknownEntry,
+    Verdict,
     check,
     identities,
     select,
 )
-from vbjax.derivations.command import run_checks
-from vbjax.derivations.linear_gaussian import LinearGaussian
+from vbjax.derivations.command import reproduction, run_checks, verdicts_of
+from vbjax.derivations.identity import Numbers, draw
 from vbjax.distributions import Categorical, MultivariateNormal, Normal
 from vbjax.divergences import families, kullback_leibler
 from vbjax.types import Estimate
@@ -85,23 +86,41 @@ def test_catalogue_is_complete_and_consistent():
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_instance_prints_as_the_code_that_rebuilds_it(name):
-    instance = ENTRIES[name].instance
-    scope = {"LinearGaussian": LinearGaussian, type(instance).__name__: type(instance)}
-    assert eval(repr(instance), scope) == instance
+def test_instances_print_as_the_code_that_rebuilds_them(name):
+    """The printed reproduction, without its check: imports, then the instance."""
+    for instance in (ENTRIES[name].instance, draw(ENTRIES[name], seed=0, index=1)):
+        imports, call = reproduction(verdict_on(name, instance)).split("verdict = ")
+        scope = {}
+        exec(imports, scope)
+        scope["check"] = lambda _, *, seed, instance: instance
+        scope["select"] = lambda _: [None]
+        assert eval(call.splitlines()[0], scope) == instance
 
 
-def test_entries_hold_on_other_instances():
-    wide = LinearGaussian(
-        weights=((0.4, 0.1, -0.6), (1.2, 0.3, 0.2)),
-        offset=(0.0, 1.0),
-        noise_variance=0.05,
-        observation=(2.0, -1.0),
-        q_mean=(0.1, 0.2, 0.3),
-        q_covariance=((0.9, 0.2, 0.0), (0.2, 0.5, 0.1), (0.0, 0.1, 0.4)),
-    )
-    for name in ("variational-objective-posterior-kl", "elbo-decomposition"):
-        assert check(ENTRIES[name], instance=wide).passed
+def verdict_on(name, instance):
+    """A verdict that nothing computed."""
+    nothing = Numbers((), np.zeros(0), np.zeros(0))
+    return Verdict(ENTRIES[name], instance, 0, nothing, nothing, nothing, 0.0, 1.0, 2.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_draws_follow_the_seed_and_differ(name):
+    drawn = [draw(ENTRIES[name], seed=seed, index=index) for seed, index in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize("name", list(ENTRIES)[3::12])
+def test_statement_holds_on_a_draw_of_its_family(name):
+    """Every twelfth entry; all of them on several draws in the long set."""
+    assert check(ENTRIES[name], instance=draw(ENTRIES[name], seed=5, index=1)).passed
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ENTRIES)
+def test_statement_holds_on_many_draws(name):
+    failed = [v for v in verdicts_of([ENTRIES[name]], seed=11, instances=20) if not v.passed]
+    assert not failed, reproduction(failed[0])
 
 
 def doubled(function):
@@ -192,6 +211,7 @@ def toy(test=Agreement(1e-9), lhs=None, rhs=None, control=None, **fields):  # no
         slide="none",
         kind="identity",
         instance=None,
+        family=lambda random: random.normal(),
         lhs=lhs or (lambda _: {"a": 1.0}),
         rhs=rhs or (lambda _: {"a": 1.0}),
         test=test,
@@ -289,7 +309,7 @@ def test_command_exits_one_and_says_why(monkeypatch):
     console = silent()
     assert run_checks(["gaussian-kl-full-covariance"], console=console) == 1
     assert "the sides differ: KL(q‖p) = " in console.file.getvalue()
-    assert "instance: Gaussians(" in console.file.getvalue()
+    assert "instance=Gaussians(" in console.file.getvalue()
 
 
 def test_command_exits_two_on_an_unknown_id(capsys):
@@ -304,6 +324,30 @@ def test_command_writes_strict_json(capsys):
     assert row["seed"] == 3
     assert row["lhs"]["value"][:2] == ["-inf", "inf"]
     assert row["holds"] is row["control_rejected"] is True
+
+
+def test_command_draws_instances_and_prints_the_failing_one_as_code(monkeypatch, capsys):
+    console = silent()
+    assert run_checks(["gaussian-kl-full-covariance"], instances=2, console=console) == 0
+    assert "3/3" in console.file.getvalue()
+    kl_without_its_half(monkeypatch)
+    console = silent()
+    assert run_checks(["gaussian-kl-full-covariance"], instances=1, console=console) == 1
+    printed = console.file.getvalue()
+    lines = printed[printed.rindex("from vbjax.derivations import") :].splitlines()
+    code = [line for line in lines if line.startswith(("from ", "verdict", "print"))]
+    exec("\n".join(code))
+    assert capsys.readouterr().out.startswith("False True")
+
+
+def test_command_publishes_own_instances_and_failures(monkeypatch):
+    kl_without_its_half(monkeypatch)
+    published = []
+    run_checks(
+        ["gaussian-kl-full-covariance", "bits-back-compression"],
+        instances=1, console=silent(), publish=published.extend,
+    )  # fmt: skip
+    assert [v.passed for v in published] == [False, False, True]
 
 
 def test_command_lists_without_checking():

@@ -77,6 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--lecture", help="only entries of this lecture, e.g. 000")
     check.add_argument("--list", action="store_true", help="list the entries and check nothing")
     check.add_argument("--seed", type=_seed, default=0, help="seed of the statistical checks (default: 0)")
+    check.add_argument(
+        "--instances",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="also check N random instances of each entry; one that fails is printed as code that repeats it",
+    )
+    check.add_argument("--report", type=Path, metavar="DIR", help="also write a page about them: DIR/index.html")
     check.add_argument("--json", action="store_true", help="print the verdicts as JSON")
     check.set_defaults(run=_check)
 
@@ -229,15 +237,24 @@ def _tour(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from vbjax.derivations.command import run_checks
+    from vbjax.runs import RunError
 
-    return run_checks(
-        options.ids,
-        chapter=options.chapter,
-        lecture=options.lecture,
-        list_only=options.list,
-        seed=options.seed,
-        as_json=options.json,
-    )
+    publish = None
+    with exit_with(BAD_INPUT, RunError):
+        if options.report:
+            from vbjax.reports.derivations import report_writer
+
+            publish = report_writer(options.report)
+        return run_checks(
+            options.ids,
+            chapter=options.chapter,
+            lecture=options.lecture,
+            list_only=options.list,
+            seed=options.seed,
+            instances=options.instances,
+            as_json=options.json,
+            publish=publish,
+        )
 
 
 def _conformance(options: argparse.Namespace) -> int:

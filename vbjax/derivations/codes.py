@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from vbjax import bounds, exact
+from vbjax.derivations import families
 from vbjax.derivations import linear_gaussian as lg
 from vbjax.derivations.identity import Agreement, Control, Identity, entry
 from vbjax.derivations.linear_gaussian import LinearGaussian
@@ -33,6 +34,13 @@ class Spectrum(NamedTuple):
 
     eigenvalues: tuple
     noise_variance: float
+
+
+def random_spectrum(random: np.random.Generator) -> Spectrum:
+    """Two eigenvalues clearly above the noise and two below: at equality the optimum is flat to fourth order."""
+    noise = random.uniform(0.3, 1)
+    ratios = (*random.uniform(1.5, 4, 2), *random.uniform(0.1, 0.7, 2))
+    return Spectrum(tuple(random.permutation(ratios) * noise), noise)
 
 
 class TwoLevels(NamedTuple):
@@ -114,6 +122,7 @@ def linear_vae_ppca():
             width=2,
             angle=0.6,
         ),
+        family=lambda random: Principal(families.covariance(random, 4), 2, random.uniform(0.2, 1.3)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-8),
@@ -150,6 +159,7 @@ def latent_rotation_nonidentifiability():
         slide="Autoencoder Overview",
         kind="identity",
         instance=LinearGaussian(),
+        family=lg.random_model,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
@@ -190,6 +200,7 @@ def latent_dimension_active_units():
         slide="Some limitations of autoencoders",
         kind="claim",
         instance=Spectrum(eigenvalues=(3.5, 1.8, 0.9, 0.3), noise_variance=0.6),
+        family=random_spectrum,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-6),
@@ -232,6 +243,12 @@ def hierarchical_vae_elbo():
             p_top=(0.2, 0.4, 0.4),
             p_bottom=((0.5, 0.5), (0.3, 0.7), (0.2, 0.8)),
         ),
+        family=lambda random: TwoLevels(
+            families.masses(random, 3),
+            families.masses(random, 2, 3),
+            families.masses(random, 3),
+            families.masses(random, 2, 3),
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),
@@ -264,6 +281,9 @@ def bits_back_compression():
         slide="Why autoencoders?",
         kind="identity",
         instance=Discrete(prior=(0.45, 0.35, 0.2), likelihood=(0.5, 0.1, 0.8), q=(0.3, 0.2, 0.5)),
+        family=lambda random: Discrete(
+            families.masses(random, 3), families.likelihoods(random, 3), families.masses(random, 3)
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),

@@ -1,15 +1,16 @@
 """`vbjax check`: run entries, print a table or JSON, and return the exit status."""
 
+import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from vbjax.derivations.identity import Identity, Statistical, Verdict, check
+from vbjax.derivations.identity import Identity, Statistical, Verdict, check, draw
 from vbjax.derivations.registry import CHAPTERS, UnknownEntry, select
 
 
@@ -19,14 +20,18 @@ def run_checks(
     chapter: int | None = None,
     lecture: str | None = None,
     seed: int = 0,
+    instances: int = 0,
     as_json: bool = False,
     list_only: bool = False,
+    publish: Callable[[Sequence[Verdict]], None] | None = None,
     console: Console | None = None,
 ) -> int:
     """Check the selected entries and print what came of it.
 
-    ids: none means all. list_only: print the entries, check nothing. as_json: one JSON document on standard output.
-    Returns 0 if every statement holds and every control is rejected, 1 if not, 2 if the selection is unknown.
+    ids: none means all. instances: how many to draw from each entry's family, beside its own. list_only: print the
+    entries, check nothing. as_json: one JSON document on standard output. publish: called with the verdicts on the
+    entries' own instances, and with every one that did not pass. Returns 0 if every statement holds and every control
+    is rejected, 1 if not, 2 if the selection is unknown.
     """
     console = Console() if console is None else console
     try:
@@ -41,25 +46,47 @@ def run_checks(
         console.print_json(data=rows) if as_json else console.print(_listing(rows))
         return 0
     verdicts = []
-    for verdict in verdicts_of(chosen, seed=seed):
+    for verdict in verdicts_of(chosen, seed=seed, instances=instances):
         verdicts.append(verdict)
         if not as_json and console.is_terminal:
-            console.print(f"[dim]{len(verdicts)}/{len(chosen)} {verdict.identity.id}[/dim]", end="\r")
+            progress = f"{len(verdicts)}/{len(chosen) * (1 + instances)} {verdict.identity.id}"
+            console.print(f"[dim]{progress:60s}[/dim]", end="\r")
+    if publish is not None:
+        publish([v for v in verdicts if v.instance is v.identity.instance or not v.passed])
     if as_json:
         print(json.dumps([as_row(v) for v in verdicts], indent=2, ensure_ascii=False, allow_nan=False))
     else:
         console.print(_table(verdicts))
         for verdict in verdicts:
             if not verdict.passed:
-                console.print(_complaint(verdict), markup=False, highlight=False)
+                console.print(_complaint(verdict), markup=False, highlight=False, soft_wrap=True)
         console.print(_summary(verdicts))
     return 0 if all(v.passed for v in verdicts) else 1
 
 
-def verdicts_of(chosen: Sequence[Identity], *, seed: int = 0) -> Iterator[Verdict]:
-    """The verdicts, one by one as they are reached."""
+def verdicts_of(chosen: Sequence[Identity], *, seed: int = 0, instances: int = 0) -> Iterator[Verdict]:
+    """The verdicts, one by one as they are reached: each entry on its own instance, then on draws of its family."""
     for identity in chosen:
         yield check(identity, seed=seed)
+        for index in range(1, instances + 1):
+            yield check(identity, seed=seed, instance=draw(identity, seed=seed, index=index))
+
+
+def reproduction(verdict: Verdict) -> str:
+    """Python that repeats a check, its instance written out."""
+    types = sorted({(t.__module__, t.__name__) for t in _instance_types(verdict.instance)})
+    imports = "".join(f"from {module} import {name}\n" for module, name in types)
+    return (
+        f"from vbjax.derivations import check, select\n{imports}"
+        f'verdict = check(*select(["{verdict.identity.id}"]), seed={verdict.seed}, instance={verdict.instance!r})\n'
+        "print(verdict.holds, verdict.control_rejected, verdict.lhs, verdict.rhs)"
+    )
+
+
+def _instance_types(value: Any) -> set[type]:
+    if not isinstance(value, tuple):
+        return set()
+    return set().union(*map(_instance_types, value), {type(value)} - {tuple})
 
 
 def as_row(verdict: Verdict) -> dict[str, Any]:
@@ -85,6 +112,7 @@ def as_row(verdict: Verdict) -> dict[str, Any]:
         "control_error": _plain([verdict.control_error])[0],
         "control_limit": verdict.control_limit,
         "instance": repr(verdict.instance),
+        "code": reproduction(verdict),
         "seed": verdict.seed,
         "seconds": round(verdict.seconds, 3),
         "failure": verdict.failure,
@@ -114,31 +142,47 @@ def _listing(rows) -> Table:
 
 
 def _table(verdicts: Sequence[Verdict]) -> Table:
+    """A row for each entry; of several instances, the largest error and the control's smallest."""
     # six narrow columns fit a terminal of 80 with every id, which the next command takes, unbroken
-    table = Table("entry", "error", "limit", "holds", "control", "rejected", box=None)
-    table.columns[0].no_wrap = True
+    table = Table("entry", "error", "limit", "holds", "control", "rejected", box=None, padding=(0, 1, 0, 0))
+    for column in table.columns:
+        column.no_wrap = True
     for column in (1, 2, 4):
         table.columns[column].justify = "right"
-    for v in verdicts:
+    for _, group in itertools.groupby(verdicts, key=lambda v: v.identity.id):
+        group = list(group)
+        worst = max(group, key=lambda v: (not v.holds, v.error / v.limit))
         table.add_row(
-            v.identity.id,
-            error_text(v, v.error).replace(" = ", " "),
-            error_text(v, v.limit).replace(" = ", " "),
-            "[green]yes[/green]" if v.holds else "[bold red]NO[/bold red]",
-            error_text(v, v.control_error).replace(" = ", " "),
-            "[green]yes[/green]" if v.control_rejected else "[bold red]NO[/bold red]",
+            worst.identity.id,
+            _narrow(worst, worst.error),
+            _narrow(worst, worst.limit),
+            _share([v.holds for v in group]),
+            _narrow(worst, min(v.control_error for v in group)),
+            _share([v.control_rejected for v in group]),
         )
     return table
+
+
+def _narrow(verdict: Verdict, error: float) -> str:
+    """The error in five characters or six, |z| in standard errors."""
+    if isinstance(verdict.identity.test, Statistical):
+        return f"{error:.1f}σ" if error < 100 else f"{error:.0f}σ"
+    return f"{error:.0e}" if error else "0"
+
+
+def _share(passed: Sequence[bool]) -> str:
+    text = f"{sum(passed)}/{len(passed)}" if len(passed) > 1 else "yes" if all(passed) else "NO"
+    return f"[green]{text}[/green]" if all(passed) else f"[bold red]{text}[/bold red]"
 
 
 def _complaint(verdict: Verdict) -> str:
     head = f"{verdict.identity.id}: "
     if verdict.failure:
-        return head + verdict.failure
+        return f"{head}{verdict.failure}\n{reproduction(verdict)}"
     lines = [] if verdict.holds else [f"the sides differ: {_values(verdict.lhs)} against {_values(verdict.rhs)}"]
     if not verdict.control_rejected:
         lines.append(f"the control passes, so the check proves nothing: {verdict.identity.control.claim}")
-    return head + "; ".join(lines) + f"\n  instance: {verdict.instance!r}, seed {verdict.seed}"
+    return head + "; ".join(lines) + "\n" + reproduction(verdict)
 
 
 def _values(side) -> str:
@@ -148,4 +192,6 @@ def _values(side) -> str:
 def _summary(verdicts: Sequence[Verdict]) -> str:
     total, seconds = len(verdicts), sum(v.seconds for v in verdicts)
     holding, rejected = sum(v.holds for v in verdicts), sum(v.control_rejected for v in verdicts)
-    return f"{holding} of {total} statements hold, {rejected} of {total} controls are rejected, {seconds:.0f} s"
+    entries = len({v.identity.id for v in verdicts})
+    drawn = f", on {total} instances of {entries} entries" if total > entries else ""
+    return f"{holding} of {total} statements hold, {rejected} of {total} controls are rejected{drawn}, {seconds:.0f} s"

@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
+from vbjax.derivations import families
 from vbjax.distributions import Normal
 
 
@@ -20,6 +22,16 @@ class NormalLaw(NamedTuple):
 
     mean: float
     scale: float
+
+
+def random_quadratic(random: np.random.Generator) -> Quadratic:
+    """Scales over a decade, means and targets within two of each other and of zero."""
+    return Quadratic(random.uniform(-2, 2), families.positive(random, 0.3, 3), random.uniform(-2, 2))
+
+
+def random_normal_law(random: np.random.Generator) -> NormalLaw:
+    """Means and scales of size one."""
+    return NormalLaw(random.uniform(-1.5, 1.5), random.uniform(0.4, 1.5))
 
 
 def normal_problem(f):

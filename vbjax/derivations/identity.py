@@ -8,6 +8,7 @@ which the same test must reject, or the test itself is broken. Write an entry as
 
 import dataclasses
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
@@ -16,6 +17,9 @@ import numpy as np
 from scipy.special import ndtri
 
 from vbjax.types import Estimate
+
+Family = Callable[[Any], Any]
+"""A NumPy generator -> an instance, whose numbers may still be arrays."""
 
 Kind = Literal["identity", "inequality", "limit", "behaviour", "claim"]
 Answer = Mapping[str, Any]
@@ -109,11 +113,15 @@ class Numbers(NamedTuple):
 
 
 class Control(NamedTuple):
-    """A wrong variant of one side, which must be rejected; claim says in words what is wrong with it."""
+    """A wrong variant of one side, which must be rejected.
+
+    claim: in words, what is wrong with it. on_slide: whether it is what the slide says, and not only a typical slip.
+    """
 
     claim: str
     lhs: Side | None = None
     rhs: Side | None = None
+    on_slide: bool = False
 
     @property
     def side(self) -> Side:
@@ -126,8 +134,9 @@ class Identity:
     """One statement of the lectures.
 
     title: a line of plain words. statement: LaTeX. lecture, slide: where it stands. instance: a named tuple of
-    numbers, whose repr is the code that rebuilds it. correction: what is wrong on the slide and how it should read,
-    None if nothing is; `$…$` and backticks are allowed in it. id and chapter are set by `entry`.
+    numbers, whose repr is the code that rebuilds it. family: draws other instances, on which the statement must hold
+    and the control be rejected too. correction: what is wrong on the slide and how it should read, None if nothing is;
+    `$…$` and backticks are allowed in it. id and chapter are set by `entry`.
     """
 
     title: str
@@ -136,6 +145,7 @@ class Identity:
     slide: str
     kind: Kind
     instance: Any
+    family: Family
     lhs: Side
     rhs: Side
     test: Agreement | AtMost | AtLeast | Statistical
@@ -197,6 +207,11 @@ def entry(chapter: int) -> Callable[[Callable[[], Identity]], Identity]:
     return build
 
 
+def draw(identity: Identity, *, seed: int, index: int) -> Any:
+    """The instance of that index in the entry's family, made of plain Python numbers; the same for the same seed."""
+    return _plain(identity.family(np.random.default_rng((zlib.crc32(identity.id.encode()), seed, index))))
+
+
 def check(identity: Identity, *, seed: int = 0, instance: Any = None) -> Verdict:
     """Evaluate both sides and the control in float64 and judge them.
 
@@ -228,6 +243,15 @@ def check(identity: Identity, *, seed: int = 0, instance: Any = None) -> Verdict
         seconds=time.perf_counter() - start,
         failure=failure,
     )
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as nested tuples, their numbers as Python's; named tuples keep their type."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_plain, value))
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def mean_estimate(draws: np.ndarray) -> Estimate:

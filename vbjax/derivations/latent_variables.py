@@ -11,6 +11,7 @@ import numpy as np
 from scipy import integrate, stats
 
 from vbjax import bounds, exact
+from vbjax.derivations import families
 from vbjax.derivations import linear_gaussian as lg
 from vbjax.derivations.identity import Agreement, Control, Identity, Statistical, entry, mean_estimate
 from vbjax.derivations.linear_gaussian import LinearGaussian
@@ -73,6 +74,7 @@ def latent_variable_marginal():
         slide="Latent Variable Models",
         kind="identity",
         instance=LinearGaussian(),
+        family=lg.random_model,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
@@ -111,6 +113,7 @@ def bayes_posterior():
         slide="Variational Autoencoder: Encoder",
         kind="identity",
         instance=LinearGaussian(),
+        family=lg.random_model,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
@@ -153,10 +156,13 @@ def naive_mc_marginal_likelihood():
         slide="Marginal Likelihood for Latent Variable Models",
         kind="limit",
         instance=OneDatum(x=0.9, variance=0.3, samples=10),
+        family=lambda random: OneDatum(
+            x=random.normal(), variance=random.uniform(0.1, 0.5), samples=random.integers(2, 20)
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Statistical(),
-        control=Control("The logarithm of the average is taken for unbiased.", rhs=unbiased_logarithm),
+        control=Control("The logarithm of the average is taken for unbiased.", rhs=unbiased_logarithm, on_slide=True),
         correction="The slide's ≈ hides that the logarithm is biased low for every finite M. The oracle is the exact "
         "mean at this M, $\\int (e^{-t} - \\varphi(t)^M)\\, dt/t - \\log M$ with $\\varphi(t) = E e^{-t\\, p(x|z)}$, "
         "rather than the expansion, whose remainder would have to be bounded by hand.",
@@ -197,6 +203,7 @@ def naive_mc_variance_dimension():
         slide="Marginal Likelihood for Latent Variable Models",
         kind="limit",
         instance=Dimensions(x=0.4, variance=0.2, dimensions=(1, 2, 5, 20, 50)),
+        family=lambda random: Dimensions(random.uniform(-2, 2), families.positive(random, 0.05, 1), (1, 2, 5, 20, 50)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
@@ -234,6 +241,7 @@ def deterministic_decoder_degenerate_density():
         slide="Generative Model",
         kind="limit",
         instance=Manifold(direction=(1.5, -0.8), scales=(1e-3, 1e-4), along=0.3, off=0.7),
+        family=lambda random: Manifold(random.uniform(0.5, 2, 2), (1e-3, 1e-4), *random.uniform(0.3, 0.8, 2)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-4),
@@ -279,6 +287,7 @@ def fisher_identity():
         slide="Full-Dataset Lower Bound",
         kind="identity",
         instance=LinearGaussian(),
+        family=lg.random_model,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-6),
@@ -318,6 +327,7 @@ def em_e_step():
         slide="Special Case 1: Expectation Maximization",
         kind="identity",
         instance=FiniteModel(prior=(0.25, 0.6, 0.15), likelihood=(0.4, 0.1, 0.7)),
+        family=lambda random: FiniteModel(families.masses(random, 3), families.likelihoods(random, 3)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-6),

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from vbjax import bounds
+from vbjax.derivations import families
 from vbjax.distributions import Distribution, MultivariateNormal, Normal
 from vbjax.types import LogDensity, Scalar
 
@@ -25,6 +26,19 @@ class LinearGaussian(NamedTuple):
     observation: tuple = (0.8, -0.6, 0.5)
     q_mean: tuple = (0.3, -0.5)
     q_covariance: tuple = ((0.4, -0.1), (-0.1, 0.3))
+
+
+def random_model(random: np.random.Generator) -> LinearGaussian:
+    """Two codes, one to five observed coordinates, and a noise that the quadrature rules still resolve."""
+    observed = int(random.integers(1, 6))
+    return LinearGaussian(
+        weights=families.normals(random, observed, 2),
+        offset=families.normals(random, observed),
+        noise_variance=random.uniform(0.4, 2),
+        observation=families.normals(random, observed),
+        q_mean=families.normals(random, 2),
+        q_covariance=families.covariance(random, 2, low=0.1, high=1.5),
+    )
 
 
 def prior(model: LinearGaussian) -> Normal:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import integrate, stats
 
 from vbjax import exact
+from vbjax.derivations import families
 from vbjax.derivations import linear_gaussian as lg
 from vbjax.derivations.identity import Agreement, AtLeast, AtMost, Control, Identity, entry
 from vbjax.derivations.linear_gaussian import LinearGaussian
@@ -83,6 +84,7 @@ def elbo_decomposition():
         slide="Variational Bayes",
         kind="identity",
         instance=LinearGaussian(),
+        family=lg.random_model,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-10),
@@ -127,6 +129,9 @@ def elbo_support_condition():
         slide="Variational Bayes",
         kind="inequality",
         instance=Discrete(prior=(0.5, 0.3, 0.2), likelihood=(0.6, 0.2, 0.0), q=(0.4, 0.4, 0.2)),
+        family=lambda random: Discrete(
+            families.masses(random, 3), (*families.likelihoods(random, 2), 0.0), families.masses(random, 3)
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),
@@ -166,6 +171,7 @@ def elbo_reconstruction_minus_kl():
         slide="Optimization in Variational Bayes",
         kind="identity",
         instance=LinearGaussian(),
+        family=lg.random_model,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-10),
@@ -202,6 +208,7 @@ def kl_nonnegativity():
         slide="Optimization in Variational Bayes",
         kind="inequality",
         instance=Count(pairs=2000, outcomes=5),
+        family=lambda random: Count(pairs=random.integers(200, 2000), outcomes=random.integers(2, 6)),
         lhs=lhs,
         rhs=rhs,
         test=AtLeast(1e-12),
@@ -240,6 +247,7 @@ def elbo_lower_bound():
         slide="Optimization in Variational Bayes",
         kind="inequality",
         instance=RandomLaws(LinearGaussian(), 500),
+        family=lambda random: RandomLaws(lg.random_model(random), 200),
         lhs=lhs,
         rhs=rhs,
         test=AtMost(1e-12),
@@ -278,6 +286,7 @@ def gaussian_kl_closed_form():
         slide="Variational Autoencoder",
         kind="identity",
         instance=DiagonalGaussian(mean=(0.9, -0.4, 0.0), log_variance=(-0.7, 0.5, -1.6)),
+        family=lambda random: DiagonalGaussian(random.normal(size=3), random.uniform(-3, 2, 3)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
@@ -314,6 +323,9 @@ def gaussian_kl_full_covariance():
             covariance_q=((1.2, 0.3, -0.2), (0.3, 0.7, 0.1), (-0.2, 0.1, 0.5)),
             mean_p=(-0.4, 0.1, 0.3),
             covariance_p=((0.6, -0.1, 0.0), (-0.1, 1.1, 0.2), (0.0, 0.2, 0.9)),
+        ),
+        family=lambda random: Gaussians(
+            random.normal(size=3), families.covariance(random, 3), random.normal(size=3), families.covariance(random, 3)
         ),
         lhs=lhs,
         rhs=rhs,

@@ -12,7 +12,8 @@ import numpy as np
 from scipy import integrate, stats
 
 from vbjax import exact, moments
-from vbjax.derivations.gradients import NormalLaw, by_parameter, normal_params, normal_problem
+from vbjax.derivations import families
+from vbjax.derivations.gradients import NormalLaw, by_parameter, normal_params, normal_problem, random_normal_law
 from vbjax.derivations.identity import Agreement, Control, Identity, Statistical, entry
 from vbjax.derivations.optimum import maximise
 from vbjax.derivations.oracles import central_difference, normal_expectation
@@ -76,6 +77,7 @@ def reparameterisation_lotus():
         slide="Basics: Reparameterization Trick",
         kind="identity",
         instance=NormalLaw(mean=0.1, scale=0.45),
+        family=lambda random: NormalLaw(random.uniform(-0.5, 0.1), random.uniform(0.15, 0.45)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
@@ -126,6 +128,7 @@ def reparameterisation_gradient():
         slide="Basics: Reparameterization Trick",
         kind="identity",
         instance=Affine(mean=(0.5, -0.3), root=((0.9, 0.0), (0.4, 0.6))),
+        family=lambda random: Affine(random.normal(size=2), families.triangular_root(random, 2)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-6),
@@ -162,10 +165,11 @@ def reparameterisation_discontinuity():
         slide="Basics: Reparameterization Trick",
         kind="claim",
         instance=NormalLaw(mean=0.4, scale=0.8),
+        family=random_normal_law,
         lhs=lhs,
         rhs=rhs,
         test=Statistical(),
-        control=Control("The pathwise gradient, which is zero almost surely.", rhs=along_the_sample),
+        control=Control("The pathwise gradient, which is zero almost surely.", rhs=along_the_sample, on_slide=True),
         correction="The slide states no condition on f. A kink is harmless, a jump is not.",
     )
 
@@ -199,6 +203,7 @@ def gaussian_affine_reparameterisation():
         slide="Basics: Reparameterization Trick",
         kind="identity",
         instance=Affine(mean=(0.5, -0.3), root=((0.9, 0.0), (0.4, 0.6))),
+        family=lambda random: Affine(random.normal(size=2), families.triangular_root(random, 2)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-10),
@@ -236,6 +241,7 @@ def bonnet_price():
         slide="Basics: Reparameterization Trick",
         kind="identity",
         instance=NormalLaw(mean=0.4, scale=0.8),
+        family=random_normal_law,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
@@ -273,10 +279,13 @@ def encoder_diagonal_covariance():
         slide="Back to optimization over the variational distribution",
         kind="identity",
         instance=Variances(variances=(0.15, 0.6, 1.8)),
+        family=lambda random: Variances(families.positive(random, 0.1, 5, 3)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-8),
-        control=Control("The isotropic law costs nothing, at the mean of the variances.", rhs=arithmetic),
+        control=Control(
+            "The isotropic law costs nothing, at the mean of the variances.", rhs=arithmetic, on_slide=True
+        ),
         correction="The slide writes $\\sigma_\\phi^2(x) I$, one number, beside $\\sigma_\\phi \\circ \\xi$, one per "
         "coordinate. Read $\\mathrm{diag}(\\sigma_\\phi^2)$; the integral also misses its $d\\xi$.",
     )
@@ -315,10 +324,11 @@ def reparameterised_elbo_estimator():
         slide="Back to optimization over the variational distribution",
         kind="identity",
         instance=NormalLaw(mean=0.7, scale=0.5),
+        family=random_normal_law,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
-        control=Control("The term is +KL, and as free of noise as its closed form.", rhs=closed_form),
+        control=Control("The term is +KL, and as free of noise as its closed form.", rhs=closed_form, on_slide=True),
         correction="The brace labelled “KL-term” holds *minus* the KL, from one draw: noisy, and possibly positive.",
     )
 
@@ -386,6 +396,9 @@ def elbo_total_derivative():
         slide="Back to optimization over the variational distribution",
         kind="identity",
         instance=Posterior(x=0.9, variance=0.3, mean=0.3, scale=0.7),
+        family=lambda random: Posterior(
+            random.normal(), random.uniform(0.2, 1), random.uniform(-1, 1), random.uniform(0.4, 1.2)
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-8),

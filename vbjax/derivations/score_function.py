@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbjax import exact
-from vbjax.derivations.gradients import Quadratic, by_parameter, normal_params, normal_problem, quadratic
+from vbjax.derivations.gradients import (
+    Quadratic,
+    by_parameter,
+    normal_params,
+    normal_problem,
+    quadratic,
+    random_quadratic,
+)
 from vbjax.derivations.identity import Agreement, Control, Identity, entry
 from vbjax.derivations.oracles import central_difference, normal_expectation
 from vbjax.distributions import Categorical, Gamma, Normal
@@ -76,6 +83,9 @@ def score_function_gradient():
         slide="Optimization over the variational distribution",
         kind="identity",
         instance=NormalAndTable(mean=0.4, scale=0.8, logits=(0.3, -0.6, 0.9), values=(1.0, 3.0, -1.5)),
+        family=lambda random: NormalAndTable(
+            random.uniform(-1, 1), random.uniform(0.3, 1.2), *random.normal(size=(2, 3))
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-6),
@@ -114,6 +124,9 @@ def score_zero_mean():
         slide="Optimization over the variational distribution",
         kind="identity",
         instance=Families(normal=(0.4, 0.8), gamma=(2.5, 1.5), categorical=(0.3, -0.6, 0.9)),
+        family=lambda random: Families(
+            (random.uniform(-1, 1), random.uniform(0.4, 1.5)), random.uniform(1.5, 4, 2), random.normal(size=3)
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
@@ -157,6 +170,7 @@ def gradient_variance_quadratic():
         slide="Optimization over the variational distribution",
         kind="identity",
         instance=Quadratic(mean=0.4, scale=0.8, target=-0.5),
+        family=random_quadratic,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
@@ -202,10 +216,13 @@ def score_vs_reparam_counterexample():
         slide="Optimization over the variational distribution",
         kind="claim",
         instance=Waves(mean=0.5, scale=1.1, frequencies=(0.4, 1.5)),
+        family=lambda random: Waves(
+            random.uniform(-1, 1), random.uniform(0.8, 1.4), (random.uniform(0.2, 0.5), random.uniform(2, 3))
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
-        control=Control("The pathwise variance never exceeds that of the score.", rhs=always_better),
+        control=Control("The pathwise variance never exceeds that of the score.", rhs=always_better, on_slide=True),
         correction="There is no order between the two for every f. Pathwise wins for smooth f that change little "
         "over one σ; the score also serves discrete z and discontinuous f.",
     )
@@ -243,6 +260,7 @@ def optimal_baseline():
         slide="Optimization over the variational distribution",
         kind="identity",
         instance=Quadratic(mean=0.4, scale=0.8, target=-0.5),
+        family=random_quadratic,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-8),
@@ -278,6 +296,7 @@ def rloo_variance():
         slide="Optimization over the variational distribution",
         kind="identity",
         instance=Quadratic(mean=0.4, scale=0.8, target=-0.5),
+        family=random_quadratic,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-8),

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from vbjax import bounds, exact
+from vbjax.derivations import families
 from vbjax.derivations import linear_gaussian as lg
 from vbjax.derivations.identity import Agreement, Control, Identity, Statistical, entry, mean_estimate
 from vbjax.derivations.linear_gaussian import LinearGaussian
@@ -101,6 +102,7 @@ def vae_objective():
         slide="Variational Autoencoder",
         kind="identity",
         instance=LinearGaussian(),
+        family=lg.random_model,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-6),
@@ -130,6 +132,7 @@ def max_likelihood_is_forward_kl():
         slide="Generative Model",
         kind="identity",
         instance=Masses(data=(0.15, 0.25, 0.2, 0.4), model=(0.3, 0.2, 0.35, 0.15)),
+        family=lambda random: Masses(*families.masses(random, 4, 2)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),
@@ -162,6 +165,7 @@ def vae_diagonal_decoder():
         instance=DiagonalDecoder(
             x=(0.4, -1.1, 0.9, 0.0), mean=(0.1, -0.6, 1.5, 0.3), log_variance=(-1.2, 0.4, -0.3, 0.9)
         ),
+        family=lambda random: DiagonalDecoder(random.normal(size=4), random.normal(size=4), random.uniform(-4, 4, 4)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),
@@ -198,6 +202,7 @@ def vae_unbounded_likelihood():
         slide="Variational Autoencoder",
         kind="limit",
         instance=Shrinking(data=(0.2, 1.1, -0.9, 2.0), scales=(1e-6, 1e-8)),
+        family=lambda random: Shrinking(random.normal(size=4), (1e-6, 1e-8)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-4),
@@ -237,10 +242,11 @@ def aggregate_posterior_kl():
         slide="Variational Autoencoder",
         kind="identity",
         instance=Encoder(data=(0.3, 0.45, 0.25), means=(-0.8, 0.3, 1.6), scales=(0.6, 0.7, 0.4)),
+        family=lambda random: Encoder(families.masses(random, 3), random.normal(size=3), random.uniform(0.3, 0.9, 3)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
-        control=Control("The information term is left out.", rhs=no_information),
+        control=Control("The information term is left out.", rhs=no_information, on_slide=True),
         correction="“Latent space close to a Gaussian” is the second term alone; the first is what a collapsed "
         "posterior gives up.",
     )
@@ -277,6 +283,7 @@ def vae_ancestral_sampling():
         slide="Variational Autoencoder",
         kind="identity",
         instance=LinearGaussian(),
+        family=lg.random_model,
         lhs=lhs,
         rhs=rhs,
         test=Statistical(),
@@ -315,6 +322,9 @@ def vae_normalised_density():
         slide="Faces produced by variational auto-encoders",
         kind="identity",
         instance=CurvedDecoder(a=1.5, b=1.2, c=0.4, scale=0.6),
+        family=lambda random: CurvedDecoder(
+            random.uniform(0.5, 2), random.uniform(0.5, 1.5), random.uniform(-0.5, 0.5), random.uniform(0.5, 0.9)
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-8),

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from vbjax import bounds, exact, moments
+from vbjax.derivations import families
 from vbjax.derivations import linear_gaussian as lg
 from vbjax.derivations.identity import Agreement, Control, Identity, Statistical, entry
 from vbjax.derivations.linear_gaussian import LinearGaussian
@@ -108,6 +109,7 @@ def variational_objective_posterior_kl():
         slide="Objective for the variational distribution",
         kind="identity",
         instance=LinearGaussian(),
+        family=lg.random_model,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-10),
@@ -156,10 +158,13 @@ def elbo_tightness():
         slide="Optimization in Variational Bayes",
         kind="claim",
         instance=LinearGaussian(weights=((0.9, 0.7), (0.3, 1.1), (-0.5, 0.2))),
+        family=lg.random_model,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
-        control=Control("Only EM is tight: the gap of a full-covariance q is positive as well.", rhs=never_tight),
+        control=Control(
+            "Only EM is tight: the gap of a full-covariance q is positive as well.", rhs=never_tight, on_slide=True
+        ),
         correction="“Only true for EM” is not so. A Gaussian q with a full covariance, fitted by gradients, closes the "
         "gap of a linear-Gaussian model; the gap is zero when the family of q contains the posterior.",
     )
@@ -195,6 +200,12 @@ def elbo_ascent_vs_evidence():
         slide="Wrap-Up Variational Bayes",
         kind="inequality",
         instance=ModelStep(prior=(0.4, 0.6), before=(0.15, 0.8), after=(0.3, 0.25), q=(0.85, 0.15)),
+        family=lambda random: ModelStep(
+            families.masses(random, 2),
+            families.likelihoods(random, 2),
+            families.likelihoods(random, 2),
+            families.masses(random, 2),
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),
@@ -233,6 +244,7 @@ def reverse_kl_behaviour():
         slide="Objective for the variational distribution",
         kind="claim",
         instance=Correlation(covariance=((1.0, 0.6, 0.2), (0.6, 0.8, -0.1), (0.2, -0.1, 0.5))),
+        family=lambda random: Correlation(families.covariance(random, 3)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-7),
@@ -276,10 +288,18 @@ def dataset_elbo_bracketing():
             data=(0, 1, 1, 0),
             q=((0.5, 0.3, 0.2), (0.1, 0.7, 0.2), (0.2, 0.6, 0.2), (0.6, 0.1, 0.3)),
         ),
+        family=lambda random: DiscreteData(
+            families.masses(random, 3),
+            families.masses(random, 2, 3),
+            random.integers(2, size=5),
+            families.masses(random, 3, 5),
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),
-        control=Control("The divergences stand outside the mean, as the slide is typeset.", rhs=divergence_outside),
+        control=Control(
+            "The divergences stand outside the mean, as the slide is typeset.", rhs=divergence_outside, on_slide=True
+        ),
         correction="The slide lacks the brackets, so the divergence has an unbound index i and no $1/N$. And $1/N$ "
         "makes it a bound on the *mean* log-likelihood, while the slide «Marginal Likelihood…» writes the sum.",
     )
@@ -316,6 +336,7 @@ def single_sample_elbo_unbiased():
         slide="Full-Dataset Lower Bound",
         kind="identity",
         instance=LinearGaussian(),
+        family=lg.random_model,
         lhs=lhs,
         rhs=rhs,
         test=Statistical(),
@@ -362,6 +383,9 @@ def iwae_bound_monotone():
         slide="Full-Dataset Lower Bound",
         kind="inequality",
         instance=OneDimension(x=0.9, variance=0.3, mean=0.4, scale=0.6),
+        family=lambda random: OneDimension(
+            random.normal(), random.uniform(0.3, 1), random.uniform(-0.5, 0.8), random.uniform(0.4, 0.9)
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-8),
@@ -421,6 +445,9 @@ def amortised_elbo_and_gap():
         slide="Special Case 2: Amortized Variational Inference",
         kind="inequality",
         instance=Scalars(weight=1.2, offset=0.5, variance=0.6, data=(-1.0, 0.2, 0.7, 1.9, 2.5)),
+        family=lambda random: Scalars(
+            random.uniform(0.5, 2), random.uniform(0.3, 1), random.uniform(0.3, 1), random.normal(size=5)
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),

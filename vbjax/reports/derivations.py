@@ -1,27 +1,84 @@
-"""The section of a page that shows derivation checks: an overview, and a card for each entry.
+"""Derivation checks on a page: an overview, an index by slide, the slides' errata, and a card for each entry.
 
-`derivations_section(verdicts)` is all that a page needs.
+`derivations_section(verdicts)` is a part of a larger page, `report(verdicts)` a page of its own.
 """
 
 import inspect
 import itertools
 import math
+import sys
 import textwrap
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vbjax.derivations.command import error_text
+from vbjax import cards, runs
+from vbjax.derivations.command import error_text, reproduction
 from vbjax.derivations.identity import Statistical, Verdict
 from vbjax.derivations.registry import CHAPTERS, LECTURES
+from vbjax.reports.derivation_pictures import PICTURES
 from vbjax.reports.figures import SERIES, figure, figure_style
 from vbjax.reports.html import Html, badge, code, element, formula, prose
 from vbjax.reports.numbers import number, uncertain
-from vbjax.reports.page import Section, details, section, stat_tiles, table
+from vbjax.reports.page import Section, details, page, section, stat_tiles, subsection, table
+
+
+def report_writer(folder: Path) -> Callable[[Sequence[Verdict]], None]:
+    """A function of the verdicts that writes `folder/index.html`; raises RunError now if it cannot be written."""
+    begin, origin = time.perf_counter(), cards.provenance()
+    target = runs.writable_folder(folder) / "index.html"
+
+    def write(verdicts: Sequence[Verdict]) -> None:
+        told = {
+            "command": origin["command"],
+            "commit": (origin["commit"] or {}).get("hash", "not in a checkout"),
+            "device": origin["device"]["kind"],
+            "started": origin["started"],
+            "seconds": f"{time.perf_counter() - begin:.0f}",
+            "versions": ", ".join(f"{name} {version}" for name, version in origin["versions"].items()),
+        }
+        runs.write_atomically(target, report(verdicts, provenance=told))
+        print(f"page: {target}", file=sys.stderr)
+
+    return write
+
+
+def report(verdicts: Sequence[Verdict], *, provenance: Mapping[str, Any] | None = None) -> str:
+    """The page about the entries: overview, index by lecture and slide, errata, and every card with its picture.
+
+    verdicts: the first of each entry is shown, and any further one only if it did not pass.
+    """
+    drawn = {v.identity.id for v in verdicts}
+    pictures = {name: draw() for name, draw in PICTURES.items() if name in drawn}
+    corrections = errata(_first(verdicts))
+    sections = [
+        section("Overview", *_overview(verdicts)),
+        section("By lecture and slide", *lecture_index(_first(verdicts))),
+        section("Errata of the slides", *corrections) if corrections else None,
+        section("Entries", *_chapters(verdicts, pictures)),
+    ]
+    return page(
+        "The lectures, executable",
+        [s for s in sections if s is not None],
+        subtitle="Every statement computed twice, by routes that share no code, beside a wrong variant that the same "
+        "test rejects.",
+        provenance=provenance,
+    )
+
+
+def _first(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    return list({v.identity.id: v for v in reversed(verdicts)}.values())[::-1]
 
 
 def derivations_section(verdicts: Sequence[Verdict], *, title: str = "Derivations") -> Section:
     """Counts, a picture of all errors, a table that links to the cards, and the cards by chapter."""
+    return section(title, *_overview(verdicts), summary_table(verdicts), *_chapters(verdicts))
+
+
+def _overview(verdicts: Sequence[Verdict]) -> list[Html]:
     holding, rejected = sum(v.holds for v in verdicts), sum(v.control_rejected for v in verdicts)
     introduction = prose(
         "Each statement of the lectures is computed twice, by routes that share no code: the library on one side, an "
@@ -36,11 +93,93 @@ def derivations_section(verdicts: Sequence[Verdict], *, title: str = "Derivation
             (f"{sum(v.seconds for v in verdicts):.0f} s", "for all of them"),
         ]
     )
-    chapters = []
+    return [introduction, tiles, error_figure(verdicts)]
+
+
+def _chapters(verdicts: Sequence[Verdict], pictures: Mapping[str, Html] | None = None) -> list[Html]:
+    parts = []
     for chapter, group in itertools.groupby(verdicts, key=lambda v: v.identity.chapter):
-        chapters.append(element("h3", f"{chapter}. {CHAPTERS[chapter]}", id=f"chapter-{chapter}"))
-        chapters += [card(verdict) for verdict in group]
-    return section(title, introduction, tiles, error_figure(verdicts), summary_table(verdicts), *chapters)
+        parts.append(element("h3", f"{chapter}. {CHAPTERS[chapter]}", id=f"chapter-{chapter}"))
+        for _, same in itertools.groupby(group, key=lambda v: v.identity.id):
+            first, *others = same
+            parts.append(card(first, picture=(pictures or {}).get(first.identity.id)))
+            parts += [_failed_instance(verdict) for verdict in others]
+    return parts
+
+
+def _failed_instance(verdict: Verdict) -> Html:
+    title = f"{verdict.identity.title}: another instance"
+    return element(
+        "div",
+        element("header", element("h4", title), badge(_what_is_wrong(verdict), "bad")),
+        sides_table(verdict) if verdict.failure is None else prose(f"The check stopped: {verdict.failure}"),
+        code(reproduction(verdict)),
+        class_="card bad",
+    )
+
+
+def lecture_index(verdicts: Sequence[Verdict]) -> list[Html]:
+    """For each lecture a table of its slides, with links to the cards."""
+    parts = []
+    for lecture, name in LECTURES.items():
+        slides: dict[str, list[Verdict]] = {}
+        for v in verdicts:
+            if v.identity.lecture == lecture:
+                slides.setdefault(v.identity.slide, []).append(v)
+        if slides:
+            rows = [(f"«{slide}»", element("ul", _items(found), class_="plain")) for slide, found in slides.items()]
+            parts.append(subsection(f"{lecture} {name}", table(("slide", "statements"), rows), id=f"lecture-{lecture}"))
+    return parts
+
+
+def _items(verdicts: Sequence[Verdict]) -> list[Html]:
+    return [
+        element(
+            "li",
+            element("a", v.identity.title, href=f"#{v.identity.id}"),
+            " ",
+            badge("holds", "good") if v.passed else badge(_what_is_wrong(v), "bad"),
+        )
+        for v in verdicts
+    ]
+
+
+def errata(verdicts: Sequence[Verdict]) -> list[Html]:
+    """Two tables: slips of the slides, each with the checked number beside the slide's; and what slides leave out.
+
+    The number is the quantity on which the control is farthest out. It is the slide's own where the control is what
+    the slide says.
+    """
+    slips = [v for v in verdicts if v.identity.correction and v.identity.control.on_slide]
+    notes = [v for v in verdicts if v.identity.correction and not v.identity.control.on_slide]
+    parts = []
+    for found, caption, last in (
+        (slips, "What a slide says, beside what is so", ("as on the slide",)),
+        (notes, "What a slide leaves out or words too strongly", ()),
+    ):
+        if found:
+            rows = [_erratum(v)[: 3 + len(last)] for v in found]
+            header = ("slide", "how it should read", "checked", *last)
+            parts.append(element("div", table(header, rows, caption=caption, align="l" * len(header)), class_="errata"))
+    return parts
+
+
+def _erratum(verdict: Verdict) -> tuple[Any, ...]:
+    identity = verdict.identity
+    name, right, wrong = _telling(verdict)
+    link = element("a", f"{identity.lecture} «{identity.slide}»", href=f"#{identity.id}")
+    return link, prose(identity.correction or "", "span"), f"{name} {identity.test.relation} {right}", wrong
+
+
+def _telling(verdict: Verdict) -> tuple[str, str, str]:
+    """The quantity that the control misses by most: its name, its value, and the control's."""
+    if verdict.failure is not None:
+        return "none", "stopped", "–"
+    exact = verdict.lhs if verdict.identity.control.lhs else verdict.rhs
+    with np.errstate(invalid="ignore"):
+        miss = np.abs(verdict.control.values - exact.values) / np.maximum(np.abs(exact.values), 1)
+    i = int(np.argmax(np.nan_to_num(miss, nan=-1, posinf=np.inf)))
+    return exact.names[i], number(exact.values[i], 6), number(verdict.control.values[i], 6)
 
 
 def error_figure(verdicts: Sequence[Verdict]) -> Html:
@@ -95,8 +234,8 @@ def summary_table(verdicts: Sequence[Verdict]) -> Html:
     )
 
 
-def card(verdict: Verdict) -> Html:
-    """One entry: the statement, both sides with the control's, the verdict, the slide's correction, the code."""
+def card(verdict: Verdict, *, picture: Html | None = None) -> Html:
+    """One entry: statement, picture, both sides with the control's, the verdict, the slide's correction, the code."""
     identity = verdict.identity
     heading = element(
         "header",
@@ -123,6 +262,7 @@ def card(verdict: Verdict) -> Html:
         formula(identity.statement),
         sides_table(verdict) if verdict.failure is None else prose(f"The check stopped: {verdict.failure}"),
         _verdict_list(verdict),
+        picture,
         note,
         details("Code of both sides, and how to run it", *_listing(verdict)),
         class_="card" if verdict.passed else "card bad",

@@ -1,0 +1,171 @@
+"""Pictures for entries that a picture says better than numbers: a function of nothing for each id, in `PICTURES`.
+
+What is drawn is the library's own answer over a range, where the entry checks one point of it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vbjax import bounds, exact
+from vbjax.distributions import MultivariateNormal, Normal
+from vbjax.divergences import kl_divergence, renyi_divergence
+from vbjax.estimators import pathwise, score_function
+from vbjax.reports.figures import SERIES, figure, figure_style
+from vbjax.reports.html import Html
+
+
+def variance_against_distance() -> Html:
+    """Both gradients' variances of a square, while the mean moves away from the target."""
+    distances = np.linspace(0, 4, 9)
+
+    def problem(params):
+        return Normal(*params), lambda x: x**2
+
+    with jax.enable_x64(True):
+        variances = [
+            [float(exact.exact_moments(e, problem, (jnp.array(d), jnp.array(1.0))).variance[0]) for d in distances]
+            for e in (pathwise(1), score_function(1))
+        ]
+    with _axes("distance of the mean from the target, in σ", "variance of ∂μ, one draw") as (drawing, axes):
+        _curves(axes, distances, variances, ("pathwise", "score"))
+        axes.set(yscale="log")
+    return _figure(drawing, "gradient-variance-quadratic", "Score variance grows as the fourth power of the distance.")
+
+
+def variance_against_frequency() -> Html:
+    """The two variances for a wave, whose order changes."""
+    frequencies = np.linspace(0.05, 3, 25)
+
+    def problem(params):
+        return Normal(params["mean"], jnp.array(1.1)), lambda x: jnp.cos(params["ω"] * x)
+
+    def variance(estimator, frequency):
+        at = {"mean": jnp.array(0.5), "ω": jnp.array(frequency)}
+        return float(exact.exact_moments(estimator, problem, at).variance["mean"])
+
+    with jax.enable_x64(True):
+        variances = [[variance(e, w) for w in frequencies] for e in (pathwise(1), score_function(1))]
+    with _axes("frequency ω of f = cos ωx", "variance of ∂μ, one draw") as (drawing, axes):
+        _curves(axes, frequencies, variances, ("pathwise", "score"))
+    return _figure(drawing, "score-vs-reparam-counterexample", "The curves cross: neither is better for every f.")
+
+
+def bound_against_samples() -> Html:
+    """The importance-weighted bound closing its gap."""
+    counts = (1, 2, 3)
+    q = Normal(jnp.array(0.4), jnp.array(0.6))
+
+    def log_weight(z):
+        return Normal(z, jnp.array(0.3**0.5)).log_prob(0.9) + Normal(0.0 * z, 1.0 + 0.0 * z).log_prob(z) - q.log_prob(z)
+
+    def objective(_):
+        return q, log_weight
+
+    with jax.enable_x64(True):
+        values = [
+            float(exact.exact_objective(objective, (), samples=k, bound=bounds.iwae, rtol=1e-4).value) for k in counts
+        ]
+        evidence = float(Normal(jnp.array(0.0), jnp.array(1.3**0.5)).log_prob(0.9))
+    with _axes("samples K inside the logarithm", "bound, nats") as (drawing, axes):
+        axes.plot(counts, values, marker="o")
+        axes.axhline(evidence, color=SERIES[1], linestyle="--")
+        axes.annotate("log p(x)", (counts[-1], evidence), textcoords="offset points", xytext=(0, -12), ha="right")
+        axes.set_xticks(counts)
+    return _figure(drawing, "iwae-bound-monotone", "The bound rises towards the evidence with every further sample.")
+
+
+def gap_against_correlation() -> Html:
+    """What a diagonal q loses on a correlated posterior."""
+    correlations = np.linspace(-0.97, 0.97, 61)
+    with jax.enable_x64(True):
+
+        def gap(r):
+            covariance = jnp.array([[1.0, 0.0], [0.0, 1.0]]) + r * jnp.array([[0.0, 1.0], [1.0, 0.0]])
+            posterior = MultivariateNormal.from_covariance(jnp.zeros(2), covariance)
+            return kl_divergence(Normal(jnp.zeros(2), jnp.full(2, jnp.sqrt(1 - r**2))), posterior)
+
+        gaps = np.asarray(jax.vmap(gap)(jnp.array(correlations)))
+    with _axes("correlation of the posterior", "gap of the best bound, nats") as (drawing, axes):
+        _curves(axes, correlations, [gaps, 0 * gaps], ("diagonal q", "full q"))
+    return _figure(drawing, "elbo-tightness", "A full q has no gap; that of a diagonal one grows with the correlation.")
+
+
+def divergence_directions() -> Html:
+    """Contours of a correlated target and its two diagonal approximations."""
+    covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
+    angles = np.linspace(0, 2 * np.pi, 120)
+    circle = np.stack([np.cos(angles), np.sin(angles)])
+    narrow, wide = np.sqrt(1 / np.diag(np.linalg.inv(covariance))), np.sqrt(np.diag(covariance))
+    with _axes("z₁", "z₂", size=(4.2, 3.6)) as (drawing, axes):
+        for shape, label in (
+            (np.linalg.cholesky(covariance) @ circle, "p"),
+            (narrow[:, None] * circle, "q of least KL(q‖p)"),
+            (wide[:, None] * circle, "q of least KL(p‖q)"),
+        ):
+            axes.plot(*shape, label=label)
+        axes.set_aspect("equal")
+        axes.legend(loc="upper left", fontsize="small")
+    return _figure(drawing, "reverse-kl-behaviour", "One direction fits inside the target, the other around it.")
+
+
+def prior_sampling_cost() -> Html:
+    """Draws of the prior that a relative error of one tenth takes."""
+    dimensions = np.arange(1, 41)
+    variance, x = 0.2, 0.4
+    with jax.enable_x64(True):
+        posterior = Normal(jnp.array(x / (1 + variance)), jnp.array((variance / (1 + variance)) ** 0.5))
+        one = float(renyi_divergence(posterior, Normal(jnp.array(0.0), jnp.array(1.0)), alpha=2.0))
+    with _axes("dimensions of the code", "draws of the prior") as (drawing, axes):
+        axes.plot(dimensions, 100 * np.expm1(one * dimensions))
+        axes.set(yscale="log")
+    return _figure(
+        drawing, "naive-mc-variance-dimension", "Draws for a relative error of 10%: exponential in the dimension."
+    )
+
+
+def active_directions() -> Html:
+    """The optimal weight of a direction against its eigenvalue."""
+    eigenvalues, noise = np.linspace(0, 4, 200), 0.6
+    with _axes("eigenvalue λ of the data's covariance", "optimal weight |w|") as (drawing, axes):
+        axes.plot(eigenvalues, np.sqrt(np.maximum(eigenvalues - noise, 0)))
+        axes.axvline(noise, color=SERIES[1], linestyle="--")
+        axes.annotate("σ²", (noise, 1.5), textcoords="offset points", xytext=(6, 0))
+    return _figure(drawing, "latent-dimension-active-units", "Below the decoder's noise a direction is switched off.")
+
+
+@contextmanager
+def _axes(xlabel: str, ylabel: str, *, size: tuple[float, float] = (6.4, 2.9)) -> Iterator[Any]:
+    import matplotlib.figure
+
+    with figure_style():
+        drawing = matplotlib.figure.Figure(figsize=size)
+        axes = drawing.subplots()
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        yield drawing, axes
+
+
+def _curves(axes: Any, x: np.ndarray, curves: Sequence, labels: Sequence[str]) -> None:
+    for curve, label in zip(curves, labels, strict=True):
+        axes.plot(x, curve, label=label)
+    axes.legend()
+
+
+def _figure(drawing: Any, name: str, caption: str) -> Html:
+    with figure_style():
+        return figure(drawing, name=f"picture-{name}", alt=caption, caption=caption)
+
+
+PICTURES: dict[str, Callable[[], Html]] = {
+    "gradient-variance-quadratic": variance_against_distance,
+    "score-vs-reparam-counterexample": variance_against_frequency,
+    "iwae-bound-monotone": bound_against_samples,
+    "elbo-tightness": gap_against_correlation,
+    "reverse-kl-behaviour": divergence_directions,
+    "naive-mc-variance-dimension": prior_sampling_cost,
+    "latent-dimension-active-units": active_directions,
+}
