@@ -130,7 +130,7 @@ def test_score_distillation_follows_the_slope_of_the_divergence_to_the_noised_da
     """Data N(m, s²), θ in place of the datum: E(ε̂ - ε) = α σ (θ - m) / V, and α/σ of it the slope of the KL."""
     mean, variance, theta = 1.5, 0.25, 3.0
     gamma = jnp.log(jnp.array(0.6 / 0.4))  # ᾱ = .4
-    keys = jax.random.split(jax.random.key(0), 100_000)
+    keys = jax.random.split(jax.random.key(0), 30_000)
     denoiser = normal(np.full(1, mean), np.array(variance))
 
     def divergence(theta):
