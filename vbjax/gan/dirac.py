@@ -48,7 +48,7 @@ def equilibrium() -> Point:
     return Point(jnp.zeros(()), jnp.zeros(()))
 
 
-def eigenvalues(game: Game, *, gamma: int | float = 0) -> Complex[Array, " 2"]:
+def eigenvalues(game: Game, *, gamma: Scalar | float | int = 0) -> Complex[Array, " 2"]:
     """Of the game's Jacobian at the equilibrium, with R1 or R2 of weight γ: -γ/2 ± √(γ²/4 + g' f').
 
     f' and g' are the slopes of the fake's loss and the generator's at the neutral output; for `minimax` g' = -f', and
@@ -56,9 +56,9 @@ def eigenvalues(game: Game, *, gamma: int | float = 0) -> Complex[Array, " 2"]:
     """
     neutral = _neutral(game, jnp.zeros(()))
     product = jax.grad(game.fake)(neutral) * jax.grad(game.generator)(neutral)
-    square = gamma**2 / 4 + product
-    root = jnp.sqrt(jax.lax.complex(square, jnp.zeros_like(square)))
-    return -gamma / 2 + jnp.stack([root, -root])
+    pull, square = (jax.lax.complex(x, 0 * x) for x in (gamma / 2 + 0 * product, gamma**2 / 4 + product))
+    root = jnp.sqrt(square)
+    return jnp.stack([root, -root]) - pull
 
 
 def _neutral(game: Game, zero: Scalar) -> Scalar:

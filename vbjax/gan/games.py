@@ -90,12 +90,9 @@ def _moved(point: Point, direction: Point, rate) -> Point:
 
 def _alternating_matrix(jacobian, size, rate):
     identity = jnp.eye(jacobian.shape[0], dtype=jacobian.dtype)
-    generator, discriminator = (identity.at[rows].add(rate * jacobian[rows]) for rows in _blocks(size))
+    discriminator = identity.at[size:].add(rate * jacobian[size:])
+    generator = identity.at[:size].add(rate * jacobian[:size])
     return generator @ discriminator
-
-
-def _blocks(size: int) -> tuple[slice, slice]:
-    return slice(None, size), slice(size, None)
 
 
 def _optimistic_matrix(jacobian, size, rate):
@@ -156,7 +153,8 @@ def spectral_radius(matrix: Matrix) -> Scalar:
 
 def largest_rate(eigenvalues: Complex[Array, " n"]) -> Scalar:
     """The rate below which simultaneous descent is attracted, min -2 Re λ / |λ|²; zero or less where none is."""
-    return jnp.min(-2 * eigenvalues.real / jnp.abs(eigenvalues) ** 2)
+    squared = jnp.abs(eigenvalues) ** 2
+    return jnp.min(jnp.where(squared > 0, -2 * eigenvalues.real / jnp.where(squared > 0, squared, 1), 0))
 
 
 def trajectory(method: Method, players: Players, start: Point, *, rate: Rate, steps: int) -> Point:

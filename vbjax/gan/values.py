@@ -85,11 +85,17 @@ GAMES = {game.name: game for game in (minimax, non_saturating, hinge, least_squa
 
 
 def scaled(game: Game, factor: int | float) -> Game:
-    """The same game with every loss multiplied: `scaled(minimax, 2)` pays in units of Goodfellow's V."""
-    real, fake, generator = (
-        lambda output, loss=loss: factor * loss(output) for loss in (game.real, game.fake, game.generator)
-    )
-    return game._replace(real=real, fake=fake, generator=generator)
+    """The same game with every loss multiplied: `scaled(minimax, 2)` pays in units of Goodfellow's V.
+
+    Raises ValueError unless the factor is positive.
+    """
+    if not factor > 0:
+        raise ValueError(f"factor must be positive, got {factor}: another sign is another game")
+
+    def times(loss: Loss) -> Loss:
+        return lambda output: factor * loss(output)
+
+    return game._replace(real=times(game.real), fake=times(game.fake), generator=times(game.generator))
 
 
 def discriminator_loss(game: Game, discriminator: Discriminator, x_real: Event, x_fake: Event) -> Scalar:
