@@ -48,9 +48,12 @@ class DiffusionBound(NamedTuple):
 def diffusion_bound(key: PRNGKey, model: DiffusionModel, schedule: Schedule, x: Array) -> DiffusionBound:
     """All terms, each at its own draw of x_t; T + 1 calls of the model, one after the other."""
     key_terms, key_decode = jax.random.split(key)
-    times = jnp.arange(2, schedule.steps + 1)
-    keys = jax.random.split(key_terms, schedule.steps - 1)
-    terms = jax.lax.map(lambda pair: diffusion_term(pair[0], model, schedule, x, pair[1]), (keys, times))
+
+    def term(t):
+        # a key by the time, not a row of keys: JAX's check for reused keys takes those for used once vmapped
+        return diffusion_term(jax.random.fold_in(key_terms, t), model, schedule, x, t)
+
+    terms = jax.lax.map(term, jnp.arange(2, schedule.steps + 1))
     return DiffusionBound(prior_term(model, schedule, x), terms, reconstruction_term(key_decode, model, schedule, x))
 
 

@@ -88,11 +88,12 @@ def squared_errors(
 ) -> Float[Array, " levels"]:
     """The mean over coordinates of (x_0 - x̂_0)² for one datum at each level, one draw of x_t each."""
 
-    def error(pair):
-        key, gamma = pair
-        return jnp.mean((x0 - denoiser(marginal(x0, gamma).sample(key), gamma)) ** 2)
+    def error(level):
+        index, gamma = level
+        x_t = marginal(x0, gamma).sample(jax.random.fold_in(key, index))
+        return jnp.mean((x0 - denoiser(x_t, gamma)) ** 2)
 
-    return jax.lax.map(error, (jax.random.split(key, gammas.shape[0]), gammas))
+    return jax.lax.map(error, (jnp.arange(gammas.shape[0]), gammas))
 
 
 def measured_error(
