@@ -13,8 +13,8 @@ from vbjax.datasets.motion import MotionLaw
 from vbjax.distributions import Mixture, MultivariateNormal
 from vbjax.types import Scalar
 
-Future = Float[Array, "F joints 3"]
-Futures = Float[Array, "K F joints 3"]
+Future = Float[Array, "_ _ 3"]
+Futures = Float[Array, "K _ _ 3"]
 
 
 class Conditional(NamedTuple):

@@ -235,16 +235,24 @@ def noise_error(
 
 def sample(key: PRNGKey, model: AnisotropicModel, schedule: AnisotropicSchedule) -> X:
     """One x_0 drawn from the model, from y_T down."""
+    return sample_path(key, model, schedule)[0]
+
+
+def sample_path(
+    key: PRNGKey, model: AnisotropicModel, schedule: AnisotropicSchedule
+) -> Float[Array, "times *frames joints d"]:
+    """x_0, x_1, …, x_T of one draw from the model; its x_0 is that of `sample`."""
     key_prior, key_steps, key_decode = jax.random.split(key, 3)
 
     def step(y_t, now):
         key, t = now
-        return model.reverse(y_t, schedule.at(t - 1), schedule.at(t)).sample(key), None
+        return (model.reverse(y_t, schedule.at(t - 1), schedule.at(t)).sample(key), y_t)
 
     times = jnp.arange(schedule.steps, 1, -1)
     keys = jax.random.split(key_steps, schedule.steps - 1)
-    y_1, _ = jax.lax.scan(step, model.prior.sample(key_prior), (keys, times))
-    return schedule.to_joints(model.decode(y_1, schedule.at(1)).sample(key_decode))
+    y_1, above = jax.lax.scan(step, model.prior.sample(key_prior), (keys, times))
+    y_0 = model.decode(y_1, schedule.at(1)).sample(key_decode)
+    return jax.vmap(schedule.to_joints)(jnp.concatenate([y_0[None], y_1[None], above[::-1]]))
 
 
 def _lost(level_s: Level, level_t: Level) -> Float[Array, " joints"]:
