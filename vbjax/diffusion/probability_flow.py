@@ -28,7 +28,7 @@ State = TypeVar("State")
 
 
 class FlowDensity(NamedTuple):
-    """log_prob: log-density of x, in nats. error: by how much it is off, from twice the steps. latent: x at the top."""
+    """log_prob: log-density of x, in nats. error: how far off the steps put it. latent: x at the last level."""
 
     log_prob: Scalar
     error: Scalar
@@ -45,23 +45,29 @@ def flow(denoiser: Denoiser, levels: Levels, x: Float[Array, "*d"]) -> Float[Arr
     return _runge_kutta(drift(denoiser), levels, x)
 
 
+def exact_divergence(drift: Drift, x: Float[Array, "*d"], gamma: Scalar) -> Scalar:
+    """The trace itself: one forward derivative for each coordinate."""
+    units = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
+    return jax.vmap(lambda unit: jnp.vdot(unit, _derivative(drift, x, gamma, unit)))(units).sum()
+
+
 def log_density(
-    denoiser: Denoiser, levels: Levels, x: Float[Array, "*d"], divergence: Divergence | None = None
+    denoiser: Denoiser, levels: Levels, x: Float[Array, "*d"], divergence: Divergence = exact_divergence
 ) -> FlowDensity:
     """The log-density at x, at the first level, of N(0, I) at the last, carried down by the ODE.
 
-    It is that of q(x_t) where the denoiser is exact and the last level all noise. divergence: `exact_divergence` if
-    None; with `hutchinson` the log-density is unbiased. error is the difference to every other level, by 15
-    (Richardson). Raises ValueError unless the levels are odd in number, three or more.
+    It is that of q(x_t) where the denoiser is exact and the last level all noise; with `hutchinson` it is unbiased.
+    error is the difference to what every other level gives, by 15 (Richardson); rounding is not in it. Raises
+    ValueError unless the levels are odd in number, three or more.
     Source: Song et al. (2021), eq. 39; Chen et al. (2018), theorem 1.
     """
     if levels.size < 3 or levels.size % 2 == 0:
         raise ValueError(f"levels must be odd in number, so that every other one is a ladder too, got {levels.size}")
-    field, trace = drift(denoiser), divergence or exact_divergence
+    field = drift(denoiser)
 
     def augmented(state, gamma):
         x, _ = state
-        return field(x, gamma), trace(field, x, gamma)
+        return field(x, gamma), divergence(field, x, gamma)
 
     def along(levels):
         latent, change = _runge_kutta(augmented, levels, (x, jnp.zeros((), x.dtype)))
@@ -71,12 +77,6 @@ def log_density(
     coarse = levels.at[1::2].set(levels[:-1:2])
     log_probs, latents = jax.vmap(along)(jnp.stack([levels, coarse]))
     return FlowDensity(log_probs[0], jnp.abs(log_probs[0] - log_probs[1]) / 15, latents[0])
-
-
-def exact_divergence(drift: Drift, x: Float[Array, "*d"], gamma: Scalar) -> Scalar:
-    """The trace itself: one forward derivative for each coordinate."""
-    units = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
-    return jax.vmap(lambda unit: jnp.vdot(unit, _derivative(drift, x, gamma, unit)))(units).sum()
 
 
 def hutchinson(probe: Float[Array, "*d"]) -> Divergence:
