@@ -28,7 +28,7 @@ from jax.tree_util import Partial
 
 from vbjax import cards, datasets, evaluation, sample_quality, training
 from vbjax.experiment import Experiment, Run, check_counts, command_line, load_data, preparing
-from vbjax.gan import penalties, values
+from vbjax.gan import values
 from vbjax.networks.classifier import accuracy, fit_classifier
 from vbjax.networks.gan import GANNetworks, conv_gan, mlp_gan
 from vbjax.reports import gan_pictures
@@ -89,13 +89,13 @@ class Config:
     """Decay of the moving average of the generator, which is what gets evaluated; 0 switches it off."""
     seed: int = 0
     """Everything random follows from it."""
-    classifier_steps: int = 1000
+    classifier_steps: int = 600
     """Training steps of the classifier by whose features and classes images are judged."""
     eval_samples: int = 2000
     """Points compared, of the generator and of the test split each; images: at most as many as the test split has."""
 
 
-_IMAGES = Config(r1=1.0, latent_dim=32, steps=4000, batch_size=64, learning_rate=5e-4, generator_rate=5e-4)
+_IMAGES = Config(r1=1.0, latent_dim=32, steps=2000, batch_size=64, learning_rate=5e-4, generator_rate=5e-4)
 DEFAULTS = {
     "ring": Config(),
     "grid": dataclasses.replace(Config(), dataset="grid", steps=15_000),
@@ -144,52 +144,10 @@ def build(config: Config, shape: tuple[int, ...]) -> GANNetworks:
 
 
 def make_loss(config: Config, networks: GANNetworks):
-    """What both players minimise on `(points, labels)`, added up: each one's part is constant for the other."""
-    game = values.GAMES[config.game]
-
-    def loss(key, params, batch):
-        normalised = networks.normalise(params)
-        fixed = jax.lax.stop_gradient(normalised)
-
-        def example(key, x, label):
-            key_z, key_between = jax.random.split(key)
-            z = jax.random.normal(key_z, (networks.latent_dim,))
-            label = label if config.conditional else None
-            generator = functools.partial(networks.generate(params), label=label)
-            discriminator = functools.partial(networks.discriminate(normalised), label=label)
-            opponent = functools.partial(networks.discriminate(fixed), label=label)
-            fake = generator(z)
-            terms = {
-                "discriminator": values.discriminator_loss(game, discriminator, x, fake),
-                "generator": values.generator_loss(game, opponent, generator, z),
-            }
-            if config.r1:
-                terms["r1"] = config.r1 * penalties.r1(discriminator, x)
-            if config.r2:
-                terms["r2"] = config.r2 * penalties.r2(discriminator, fake)
-            if config.gradient_penalty:
-                u = jax.random.uniform(key_between)
-                terms["gradient_penalty"] = config.gradient_penalty * penalties.gradient_penalty(
-                    discriminator, x, fake, u
-                )
-            return terms
-
-        x, labels = batch
-        keys = jax.random.split(key, x.shape[0])
-        terms = jax.tree.map(lambda v: v.mean(), jax.vmap(example)(keys, x, labels))
-        return jnp.stack([*terms.values()]).sum() + remembered(params, fixed), terms
-
-    return loss
-
-
-def remembered(params, after):
-    """Zero, with the gradient by which `training.CARRIED` turns the spectral state into the next one."""
-
-    def move(old, new):
-        return jnp.vdot(jax.lax.stop_gradient(old - new), old - jax.lax.stop_gradient(old))
-
-    states = (tree.get("spectral", {}) for tree in (params, after))
-    return sum(jax.tree.leaves(jax.tree.map(move, *states)), start=jnp.float32(0))
+    """What both players minimise, as configured."""
+    return networks.loss(
+        values.GAMES[config.game], r1=config.r1, r2=config.r2, gradient_penalty=config.gradient_penalty
+    )
 
 
 def law_batches(key, draw, batch_size: int) -> Partial:
@@ -380,7 +338,7 @@ def evaluate_images(data: datasets.Dataset, key, config: Config, networks: GANNe
 
     def generate(z, label):
         # to pixels, as the data have them
-        return (generator(z, label if config.conditional else None) + 1) * (white / 2)
+        return (generator(z, label) + 1) * (white / 2)
 
     count = min(config.eval_samples, len(test[1]), MOST_IMAGES)
     rows = jax.random.permutation(key_rows, len(train[1]))[:count]

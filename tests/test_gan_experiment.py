@@ -19,12 +19,10 @@ TINY_DIGITS = dataclasses.replace(
     features=(4, 8),
     latent_dim=4,
     batch_size=16,
-    steps=20,
+    steps=10,
     classifier_steps=40,
     conditional=True,
     spectral_norm=True,
-    r2=0.1,
-    gradient_penalty=0.1,
 )
 
 
@@ -164,12 +162,11 @@ def test_one_step_carries_the_spectral_state_and_the_generator_waits_for_its_tur
 
 
 @pytest.mark.slow
-def test_a_conditional_run_on_digits_with_every_penalty_judges_draws_and_resumes(tmp_path):
+def test_a_conditional_run_on_digits_is_judged_and_drawn(tmp_path):
     card = gan.main(TINY_DIGITS, run_in(tmp_path / "run"))
     assert 0.3 < card.numbers["classifier_accuracy"].value < 1
     assert {"class_as_asked", "classes_covered", "classes_kl_real", "frechet_ratio", "recall"} <= set(card.numbers)
     names = {path.stem for path in (tmp_path / "run" / "pictures").iterdir()}
     assert {"samples", "interpolation", "classes"} <= names <= {"samples", "interpolation", "classes", "arithmetic"}
     (row,) = runs.read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert {"r1", "r2", "gradient_penalty"} <= set(row)
-    assert gan.main(TINY_DIGITS, run_in(tmp_path / "run", resume=True)).numbers == card.numbers
+    assert {"discriminator", "generator", "r1"} <= set(row)

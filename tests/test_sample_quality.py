@@ -88,6 +88,7 @@ def test_the_bias_for_the_identity_is_2d_over_n_plus_half_d_times_d_plus_1_over_
     )
 
 
+@pytest.mark.slow
 def test_the_bias_of_features_follows_their_fourth_moments():
     # squares of normals, centred: kurtosis 15, so the Gaussian formula is far too small
     scales, n, draws = jnp.array([1.0, 1.0, 0.3]), 1000, 400
@@ -98,6 +99,7 @@ def test_the_bias_of_features_follows_their_fourth_moments():
     assert z_score(read, float(quality.gaussian_frechet_bias(covariance, n, n))) > LIMIT
 
 
+@pytest.mark.slow
 def test_extrapolation_takes_the_bias_away():
     key_data, key_subsets = jax.random.split(jax.random.key(6))
     a, b = jax.random.normal(key_data, (2, 2000, 16))
@@ -128,6 +130,7 @@ def exact_cubic_distance(p, q):
     return sum(weight * gap / d**power for power, weight, gap in zip((1, 2, 3), (3, 3, 1), gaps, strict=True))
 
 
+@pytest.mark.slow
 def test_the_kernel_distance_is_unbiased_and_its_error_is_not_too_small():
     rng = np.random.default_rng(3)
     p, q = [tuple(map(np.asarray, random_gaussian(rng, 2))) for _ in range(2)]

@@ -6,6 +6,7 @@ largest singular value, whose state, a vector for each kernel, is an entry of th
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import jax
@@ -13,13 +14,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from vbjax.gan import penalties
+from vbjax.estimators.estimate import inject
+from vbjax.gan import penalties, values
+from vbjax.gan.values import Game
 from vbjax.networks.convolutional import ConvDecoderBody, ConvEncoderBody, PixelParameters
 from vbjax.networks.mlp import MLP, check_mlp
-from vbjax.types import Params, PRNGKey, Scalar
+from vbjax.types import Params, PRNGKey, Scalar, stop_gradient
 
 Label = Int[Array, ""] | None
-"""A class, or None for networks that know no classes."""
+"""A class, or None; networks without classes pay it no attention."""
+Loss = Callable[[PRNGKey, Params, tuple[Array, Array]], tuple[Scalar, dict[str, Scalar]]]
 
 
 class Generator(nn.Module):
@@ -107,6 +111,50 @@ class GANNetworks(NamedTuple):
             return params
         discriminator, state = spectrally_normalised(params["discriminator"], params["spectral"])
         return {**params, "discriminator": discriminator, "spectral": state}
+
+    def loss(
+        self, game: Game, *, r1: int | float = 0.0, r2: int | float = 0.0, gradient_penalty: int | float = 0.0
+    ) -> Loss:
+        """What both players minimise on `(points (n, *shape), labels (n,))`, averaged and added up, with its terms.
+
+        Each player's part is constant for the other, so one gradient is that of both: they move at once. The penalties'
+        weights are the discriminator's to pay. A fake has the class of the point beside it. The spectral state's
+        "gradient" is the old one minus the new (`training.CARRIED`).
+        """
+
+        def loss(key: PRNGKey, params: Params, batch: tuple[Array, Array]):
+            normalised = self.normalise(params)
+            fixed = stop_gradient(normalised)
+
+            def example(key: PRNGKey, x: Array, label: Label):
+                key_z, key_between = jax.random.split(key)
+                z = jax.random.normal(key_z, (self.latent_dim,))
+                generator, discriminator, opponent = (
+                    partial(player, label=label)
+                    for player in (self.generate(params), self.discriminate(normalised), self.discriminate(fixed))
+                )
+                fake = generator(z)
+                terms = {
+                    "discriminator": values.discriminator_loss(game, discriminator, x, fake),
+                    "generator": values.generator_loss(game, opponent, generator, z),
+                }
+                if r1:
+                    terms["r1"] = r1 * penalties.r1(discriminator, x)
+                if r2:
+                    terms["r2"] = r2 * penalties.r2(discriminator, fake)
+                if gradient_penalty:
+                    slope = penalties.gradient_penalty(discriminator, x, fake, jax.random.uniform(key_between))
+                    terms["gradient_penalty"] = gradient_penalty * slope
+                return terms
+
+            x, labels = batch
+            terms = jax.vmap(example)(jax.random.split(key, x.shape[0]), x, labels)
+            terms = jax.tree.map(lambda v: v.mean(), terms)
+            state, after = params.get("spectral", {}), fixed.get("spectral", {})
+            step = jax.tree.map(lambda old, new: old - new, state, after)
+            return sum(terms.values()) + inject(state, step, estimator="spectral norm"), terms
+
+        return loss
 
 
 def spectral_state(key: PRNGKey, params: Params) -> dict[str, Array]:
