@@ -147,3 +147,7 @@ def test_score_distillation_follows_the_slope_of_the_divergence_to_the_noised_da
     scaled = np.sqrt(0.4 / 0.6) * np.asarray(draws)
     np.testing.assert_allclose(slope, 0.4 * (theta - mean) / (0.4 * variance + 0.6), rtol=1e-8)
     holds_only_for(is_the_slope, scaled, np.asarray(draws), -scaled)
+
+    # the noise that is taken off is the noise that was added: what is left of it is its share of V
+    left = 0.4 * variance / (0.4 * variance + 0.6)
+    assert abs(draws.var() / left**2 - 1) < z_threshold(1) * (2 / draws.size) ** 0.5
