@@ -7,6 +7,7 @@ Two diffusion models of the future given the past, trained on the same batches, 
 from the same start; only the covariance of the noise over the joints differs. The motions are synthetic, of a known
 law: so the card holds, beside each model's bound on -log p(future|past), the exact value, and beside its sets of
 futures those of the exact law. Everything is repeated for several seeds in one run, and the differences are paired:
+The reverse variances are measured, one for each mode and time, on fresh motions.
 `gain_...` is white less anisotropic, positive where the skeleton's noise wins, with an interval over seeds and test
 motions. `white_prior_...` starts the anisotropic model from white noise, the usual mistake.
 """
@@ -47,7 +48,7 @@ class Config:
     """Frames that are predicted."""
     mixing: float = 0.5
     """Share of the skeleton's covariance in the noise, in (0, 1); the rest is white."""
-    diffusion_steps: int = 64
+    diffusion_steps: int = 40
     """Steps T of the diffusion, equally spaced in the noise level γ."""
     gamma_first: float = -8.0
     """γ_1 = log((1-ᾱ_1)/ᾱ_1); data have variance one."""
@@ -61,7 +62,7 @@ class Config:
     """Training steps."""
     batch_size: int = 64
     """Fresh motions per step and seed."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     """Peak learning rate of Adam, which falls to zero along a cosine."""
     ema_decay: float = 0.998
     """Decay of the moving average of the parameters, which is what gets evaluated; 0 switches it off."""
@@ -164,7 +165,30 @@ def make_loss(config: Config, networks: MotionNetworks, setting: Setting):
     return loss
 
 
-def evaluate(key, config: Config, networks: MotionNetworks, setting: Setting, params) -> tuple[dict[str, Any], Any]:
+def measure_errors(key, networks: MotionNetworks, setting: Setting, params, *, motions: int):
+    """Errors of every denoiser in its modes at every time, `(noises, seeds, T, joints)`, on fresh motions."""
+    key_data, key_noise = jax.random.split(key)
+    keys = jax.random.split(key_noise, motions)
+    pasts, futures = jax.jit(setting.motions)(jax.random.split(key_data, motions))
+
+    @jax.jit
+    def errors(params, noise):
+        def one(key, past, future):
+            return anisotropic.mode_errors(key, networks.bind(params)(past), noise, future)
+
+        return jax.vmap(one)(keys, pasts, futures).mean(0)
+
+    seeds = range(jax.tree.leaves(params)[0].shape[1])
+    rows = [
+        [errors(jax.tree.map(lambda v, w=w, s=s: v[w, s], params), noise) for s in seeds]
+        for w, noise in enumerate(setting.noises)
+    ]
+    return jnp.stack([jnp.stack(row) for row in rows])
+
+
+def evaluate(
+    key, config: Config, networks: MotionNetworks, setting: Setting, params, errors
+) -> tuple[dict[str, Any], Any]:
     """Scores `(seeds, motions)` of every noise, of the exact law and of the white prior; and futures of a few pasts."""
     key_data, key_bound, key_sample, key_exact = jax.random.split(key, 4)
     pasts, futures = jax.jit(setting.motions)(jax.random.split(key_data, config.test_motions))
@@ -172,23 +196,25 @@ def evaluate(key, config: Config, networks: MotionNetworks, setting: Setting, pa
     bound_keys = jax.random.split(key_bound, config.test_motions)
     sample_keys = jax.random.split(key_sample, (few, config.futures))
 
-    def model_of(params, noise, past, white):
-        model = anisotropic.denoising_model(networks.bind(params)(past), noise, futures.shape[1:])
+    def model_of(member, noise, past, white):
+        params, errors = member
+        variance = anisotropic.measured_variance(noise, errors)
+        model = anisotropic.denoising_model(networks.bind(params)(past), noise, futures.shape[1:], variance=variance)
         unit = Normal(jnp.zeros(futures.shape[1:]), jnp.ones(futures.shape[1:]))
         return model._replace(prior=jax.tree.map(lambda a, b: jnp.where(white, a, b), unit, model.prior))
 
     @jax.jit
-    def bounds(params, noise, white):
+    def bounds(member, noise, white):
         def one(key, past, future):
-            model = model_of(params, noise, past, white)
+            model = model_of(member, noise, past, white)
             return anisotropic.diffusion_bound(key, model, noise, future).total()
 
         return jax.vmap(one)(bound_keys, pasts, futures)
 
     @jax.jit
-    def draw(params, noise, white):
+    def draw(member, noise, white):
         def one(keys, past):
-            return jax.vmap(lambda key: anisotropic.sample(key, model_of(params, noise, past, white), noise))(keys)
+            return jax.vmap(lambda key: anisotropic.sample(key, model_of(member, noise, past, white), noise))(keys)
 
         return jax.vmap(one)(sample_keys, pasts[:few])
 
@@ -218,7 +244,7 @@ def evaluate(key, config: Config, networks: MotionNetworks, setting: Setting, pa
     rows: dict[str, Any] = {"exact": {"nll": nll[None]} | {name: v[None] for name, v in scores(drawn).items()}}
     shown = {"exact": drawn}
     for name, which, white in [("isotropic", 0, False), ("anisotropic", 1, False), ("white_prior", 1, True)]:
-        members = [jax.tree.map(lambda v, s=s, w=which: v[w, s], params) for s in range(config.seeds)]
+        members = [jax.tree.map(lambda v, s=s, w=which: v[w, s], (params, errors)) for s in range(config.seeds)]
         noise = setting.noises[which]
         results = [bounds(member, noise, white) for member in members]
         samples = [draw(member, noise, white) for member in members]
@@ -268,7 +294,9 @@ def numbers(rows: dict[str, Any]) -> dict[str, cards.Number]:
     return result
 
 
-def pictures(key, config: Config, networks: MotionNetworks, setting: Setting, params, evaluated) -> dict[str, Any]:
+def pictures(
+    key, config: Config, networks: MotionNetworks, setting: Setting, params, errors, evaluated
+) -> dict[str, Any]:
     """Futures of one past; a pose through both diffusions, forwards and backwards; spectra in the skeleton's modes."""
     pasts, futures, shown = evaluated
     figures = {}
@@ -281,7 +309,9 @@ def pictures(key, config: Config, networks: MotionNetworks, setting: Setting, pa
     strip = {}
     for which, name in enumerate(NOISES):
         noise, member = setting.noises[which], jax.tree.map(lambda v, w=which: v[w, 0], params)
-        model = anisotropic.denoising_model(networks.bind(member)(pasts[0]), noise, futures.shape[1:])
+        variance = anisotropic.measured_variance(noise, errors[which, 0])
+        denoiser = networks.bind(member)(pasts[0])
+        model = anisotropic.denoising_model(denoiser, noise, futures.shape[1:], variance=variance)
         x_t = [
             noise.to_joints(anisotropic.marginal(noise.to_modes(futures[0]), noise.at(t)).sample(k))
             for t, k in zip(columns, jax.random.split(key, len(columns)), strict=True)
@@ -341,9 +371,10 @@ def main(config: Config, run: Run) -> cards.Card:
             steps=config.steps,
             ema_decay=config.ema_decay,
         )
-        key_eval, key_pictures = jax.random.split(key_test)
-        rows, evaluated = evaluate(key_eval, config, networks, setting, state.averaged)
-        figures = pictures(key_pictures, config, networks, setting, state.averaged, evaluated)
+        key_errors, key_eval, key_pictures = jax.random.split(key_test, 3)
+        errors = measure_errors(key_errors, networks, setting, state.averaged, motions=config.test_motions)
+        rows, evaluated = evaluate(key_eval, config, networks, setting, state.averaged, errors)
+        figures = pictures(key_pictures, config, networks, setting, state.averaged, errors, evaluated)
         return experiment.finish(numbers(rows), figures)
 
 

@@ -223,13 +223,21 @@ def exact(noise, variance=VARIANCE):
     return denoiser
 
 
-@pytest.mark.parametrize("variance", [an.posterior_variance, an.forward_variance])
-def test_on_gaussian_data_entropy_and_gaps_are_the_bound(variance):
+def best_variance(noise):
+    """Of the exact denoiser, whose errors are the posterior variances of y_0."""
+    s = np.stack([an.mode_variance(noise.at(t)) for t in range(1, 6)])
+    alpha = np.asarray(jax.nn.sigmoid(-noise.gamma))[:, None]
+    return an.measured_variance(noise, jnp.asarray(VARIANCE * s / (alpha * VARIANCE + s)))
+
+
+@pytest.mark.parametrize("choice", ["posterior", "forward", "measured"])
+def test_on_gaussian_data_entropy_and_gaps_are_the_bound(choice):
+    choices = {"posterior": lambda _: an.posterior_variance, "forward": lambda _: an.forward_variance}
+    variance_of = choices.get(choice, best_variance)
     # the terms are sums over modes of quadratic forms in (y_0, ε): four sign patterns give their means exactly
     signs = jnp.array(list(itertools.product((-1.0, 1.0), repeat=2)))
 
-    @jax.jit
-    def expected_bound(noise):
+    def expected_bound(noise, variance):
         model = an.denoising_model(exact(noise), noise, (5, 3), variance=variance)
 
         def term(y0, eps, t):
@@ -248,13 +256,16 @@ def test_on_gaussian_data_entropy_and_gaps_are_the_bound(variance):
 
     for mixing in (np.array(0.0), np.array([0.9, 0.2, 0.5, 0.7, 0.1])):
         noise = an.anisotropic(Schedule(jnp.linspace(-3.0, 1.5, 5)), FORK, mixing)
+        variance = variance_of(noise)
         entropy, gaps, reverse_gaps = entropy_and_gaps(noise, variance)
+        total = jax.jit(lambda noise=noise, variance=variance: expected_bound(noise, variance))()
+        wrong = [entropy + reverse_gaps, *([] if choice == "measured" else [entropy + gaps])]
         holds_only_for(
-            lambda total, noise=noise: np.testing.assert_allclose(expected_bound(noise), total, rtol=1e-11),
+            lambda expected, total=total: np.testing.assert_allclose(total, expected, rtol=1e-11),
             entropy + gaps + reverse_gaps,
-            entropy + gaps,
-            entropy + reverse_gaps,
+            *wrong,
         )
+        assert choice != "measured" or abs(reverse_gaps) < 1e-12
 
 
 def entropy_and_gaps(noise, variance):
@@ -287,13 +298,15 @@ def test_bound_and_samples_follow_the_law_and_the_white_prior_is_caught():
     def draws(white_scale):
         model = an.denoising_model(denoiser, noise, (2, 5, 3))
         model = model._replace(prior=Normal(model.prior.loc, model.prior.scale ** (1 - white_scale)))
-        keys = jax.random.split(jax.random.key(0), (3, count))
+        keys = jax.random.split(jax.random.key(0), (4, count))
         scale = jnp.sqrt(jnp.asarray(VARIANCE)).reshape(1, 1, 5, 1)
         data = scale * jax.random.normal(jax.random.key(1), (count, 2, 5, 3))
         one = lambda key, y0: an.diffusion_bound(key, model, noise, noise.to_joints(y0))  # noqa: E731
         samples = jax.vmap(lambda key: noise.to_modes(an.sample(key, model, noise)))(keys[0])
-        errors = jax.vmap(lambda key, y0: an.noise_error(key, denoiser, noise, noise.to_joints(y0), 4))(keys[1], data)
-        return samples, jax.vmap(one)(keys[2], data), errors
+        x0 = jax.vmap(noise.to_joints)(data)
+        errors = jax.vmap(lambda key, x: an.noise_error(key, denoiser, noise, x, 4))(keys[1], x0)
+        squares = jax.vmap(lambda key, x: an.mode_errors(key, denoiser, noise, x))(keys[3], x0)
+        return samples, jax.vmap(one)(keys[2], data), errors, squares
 
     # every kernel is linear: y_s = g y_t + N(0, r), mode by mode
     levels = [noise.at(t) for t in range(9)]
@@ -311,21 +324,23 @@ def test_bound_and_samples_follow_the_law_and_the_white_prior_is_caught():
     expected = chain(s[8] / (1 - alpha[8]))
 
     def follows(draws):
-        samples, bounds, errors = draws
+        samples, bounds, errors, squares = draws
         z = (np.mean(samples**2, (0, 1, 3)) / expected - 1) * math.sqrt(count * 6 / 2)
-        assert np.abs(z).max() < z_threshold(15)
+        assert np.abs(z).max() < z_threshold(60)
         # ε̂ - ε of the exact denoiser has variance ᾱ v / (ᾱ v + s)
         explained = np.mean(alpha[4] * VARIANCE / (alpha[4] * VARIANCE + s[4]))
-        assert abs(errors.mean() - explained) < z_threshold(15) * errors.std() / math.sqrt(count)
+        assert abs(errors.mean() - explained) < z_threshold(60) * errors.std() / math.sqrt(count)
+        left = VARIANCE * s[1:] / (alpha[1:, None] * VARIANCE + s[1:])
+        assert np.abs((squares.mean(0) - left) / squares.std(0)).max() * math.sqrt(count) < z_threshold(60)
         diffusion, prior = np.asarray(bounds.diffusion), np.asarray(bounds.prior)
         for t in range(2, 9):
             kept = alpha[t] / alpha[t - 1] * s[t - 1] / s[t]
             error = VARIANCE * s[t] / (alpha[t] * VARIANCE + s[t])
             mean = 3 * np.sum(alpha[t - 1] * (1 - kept) * error / s[t - 1])
-            assert abs(diffusion[:, t - 2].mean() - mean) < z_threshold(15) * diffusion[:, t - 2].std() / count**0.5
+            assert abs(diffusion[:, t - 2].mean() - mean) < z_threshold(60) * diffusion[:, t - 2].std() / count**0.5
         ratio = s[8] / (s[8] / (1 - alpha[8]))
         tail = 3 * np.sum(ratio + alpha[8] * VARIANCE / s[8] * ratio - 1 - np.log(ratio))
-        assert abs(prior.mean() - tail) < z_threshold(15) * prior.std() / count**0.5
+        assert abs(prior.mean() - tail) < z_threshold(60) * prior.std() / count**0.5
 
     # JAX takes the keys of a scan under vmap for consumed
     with jax.debug_key_reuse(False):

@@ -166,6 +166,33 @@ def forward_variance(level_s: Level, level_t: Level) -> Float[Array, " joints"]:
     return mode_variance(level_t) * _lost(level_s, level_t)
 
 
+def measured_variance(schedule: AnisotropicSchedule, errors: Float[Array, "T joints"]) -> Variance:
+    """The variance of p(y_s|y_t) that makes the bound least, among those that are one for each mode.
+
+    errors: E (y_0 - ŷ_0)² of the denoiser at every time, as `mode_errors` measures it on data that are not the test's.
+    Source: Bao et al. (2022), theorem 1 and section 3.
+    """
+
+    def variance(level_s: Level, level_t: Level) -> Float[Array, " joints"]:
+        error = errors[jnp.searchsorted(schedule.gamma, level_t.gamma)]
+        return posterior_variance(level_s, level_t) + (signal(level_s) * _lost(level_s, level_t)) ** 2 * error
+
+    return variance
+
+
+def mode_errors(key: PRNGKey, denoiser: Denoiser, schedule: AnisotropicSchedule, x0: X) -> Float[Array, "T joints"]:
+    """(y_0 - ŷ_0)² at one draw of every x_t, averaged over all but the modes."""
+    y0 = schedule.to_modes(x0)
+
+    def at(now):
+        key, t = now
+        y_t = marginal(y0, schedule.at(t)).sample(key)
+        error = schedule.to_modes(denoiser(schedule.to_joints(y_t), schedule.at(t))) - y0
+        return (error**2).mean(-1).reshape(-1, y0.shape[-2]).mean(0)
+
+    return jax.lax.map(at, (jax.random.split(key, schedule.steps), jnp.arange(1, schedule.steps + 1)))
+
+
 def denoising_model(
     denoiser: Denoiser,
     schedule: AnisotropicSchedule,
