@@ -41,6 +41,27 @@ def plane(real: Points, model: Points, score: Callable[[Array], Array]):
     return figure
 
 
+def pair(first: Points, forward: Points, second: Points, backward: Points):
+    """Two domains side by side: the first and its images in the second, the second and its images in the first.
+
+    A point and its image have the colour of the point's angle, so that the colours show which map was found.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    panels = ((first, forward, "there"), (second, backward, "and back"))
+    for axes, (source, image, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        source, image = np.asarray(source), np.asarray(image)
+        angles = np.arctan2(source[:, 1], source[:, 0])
+        axes.scatter(*source.T, c=angles, cmap="hsv", s=10, linewidths=0, alpha=0.25, label="data")
+        axes.scatter(*image.T, c=angles, cmap="hsv", s=6, marker="x", linewidths=0.7, label="their images")
+        for point, end in zip(source[:60], image[:60], strict=True):
+            axes.plot(*np.stack([point, end]).T, color="0.6", linewidth=0.4, zorder=0)
+        axes.set(title=title, aspect="equal")
+        axes.legend(loc="upper right", fontsize=8)
+    return figure
+
+
 def samples(real: Float[Array, "n rows columns"], model: Float[Array, "m rows columns"], *, columns: int = 12):
     """Two rows of real images above five of the model's, neither of them chosen."""
     rows = [real[:columns], real[columns : 2 * columns]]
