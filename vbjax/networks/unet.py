@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from vbjax.networks.conditioning import Conditioning, Label, with_fourier_features
-from vbjax.networks.convolution import Conv, ConvTranspose
+from vbjax.networks.convolution import Conv
 from vbjax.types import PRNGKey, Scalar
 
 Map = Float[Array, "h w c"]
@@ -66,15 +66,14 @@ class UNet(nn.Module):
             skips.append(h)
         for level in reversed(range(len(widths))):
             if level < len(widths) - 1:
-                h = ConvTranspose(widths[level], 2, 2)(h)
-                h = jnp.concatenate([h, skips[level]], -1)
+                h = jnp.concatenate([Doubled(widths[level])(h), skips[level]], -1)
             h = self._level(level, h, told, next(keys))
         h = nn.silu(GroupNorm(self.groups)(h))
         return Conv(image.shape[-1] * self.outputs, kernel_init=_ZEROS, name="outputs")(h).reshape(
             *x.shape, self.outputs
         )
 
-    def _level(self, level: int, h: Map, told: Features, key: PRNGKey | None) -> Map:
+    def _level(self, level: int, h: Map, told: Features, key: PRNGKey | None) -> Float[Array, "h w features"]:
         """Apply the residual blocks of one level; called in a compact method, whose submodules these become."""
         keys = [None] * self.blocks if key is None else jax.random.split(key, self.blocks)
         width = self.channels * self.multipliers[level]
@@ -91,14 +90,26 @@ class ResidualBlock(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Map, told: Features, key: PRNGKey | None = None) -> Map:
+    def __call__(self, x: Map, told: Features, key: PRNGKey | None = None) -> Float[Array, "h w features"]:
         h = Conv(self.features)(nn.silu(GroupNorm(self.groups)(x)))
         scale, shift = jnp.split(nn.Dense(2 * self.features, name="film")(told), 2)
         h = nn.silu(GroupNorm(self.groups)(h, scale, shift))
         if self.dropout and key is not None:
             h = nn.Dropout(self.dropout, deterministic=False)(h, rng=key)
         h = Conv(self.features, kernel_init=_ZEROS)(h)
-        return h + (x if x.shape == h.shape else Conv(self.features, 1, name="shortcut")(x))
+        return h + (x if x.shape == h.shape else nn.Dense(self.features, use_bias=False, name="shortcut")(x))
+
+
+class Doubled(nn.Module):
+    """Twice the height and the width: every pixel becomes four, each by its own linear map."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Map) -> Float[Array, "h2 w2 features"]:
+        height, width, _ = x.shape
+        four = nn.Dense(4 * self.features, use_bias=False)(x).reshape(height, width, 2, 2, self.features)
+        return jnp.swapaxes(four, 1, 2).reshape(2 * height, 2 * width, self.features)
 
 
 class SelfAttention(nn.Module):
@@ -128,7 +139,7 @@ class GroupNorm(nn.Module):
     epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: Map, scale: Features | None = None, shift: Features | None = None) -> Map:
+    def __call__(self, x: Map, scale: Float[Array, " c"] | None = None, shift: Float[Array, " c"] | None = None) -> Map:
         channels = x.shape[-1]
         if channels % self.groups:
             raise ValueError(f"groups must divide the {channels} channels, got {self.groups}")
@@ -144,6 +155,8 @@ class GroupNorm(nn.Module):
             slope, offset = slope * (1 + scale), offset * (1 + scale)
         if shift is not None:
             offset = offset + shift
+        # lest the compiler do all of the above again for every pixel
+        slope, offset = jax.lax.optimization_barrier((slope, offset))
         return x * jnp.broadcast_to(slope, x.shape) + jnp.broadcast_to(offset, x.shape)
 
 
