@@ -53,6 +53,13 @@ def dense_of(schedule, eigenvalues):
     return (np.asarray(schedule.basis) * np.asarray(eigenvalues)) @ np.asarray(schedule.basis).T
 
 
+@jax.jit
+def levels(noise):
+    """ᾱ_t and the eigenvalues of Σ̄_t for t = 0 … T."""
+    at = jax.vmap(noise.at)(jnp.arange(noise.steps + 1))
+    return jax.vmap(an.signal)(at) ** 2, jax.vmap(an.mode_variance)(at)
+
+
 def test_the_skeleton_covariance_has_eigenvalues_from_zero_to_one_and_the_graphs_eigenvectors():
     def holds(covariance_of):
         for A in random_graphs(30):
@@ -92,20 +99,25 @@ def test_what_is_no_skeleton_or_no_mixing_is_refused(adjacency, mixing, message)
 
 def test_marginal_and_step_covariances_are_those_of_the_dense_recursion():
     rng = np.random.default_rng(1)
-    for A in [*random_graphs(6), FORK]:
+
+    @jax.jit
+    def covariances(noise):
+        times = jnp.arange(1, noise.steps + 1)
+        added = jax.vmap(lambda t: an.forward_variance(noise.at(t - 1), noise.at(t)))(times)
+        return jax.vmap(noise.covariance)(jnp.arange(noise.steps + 1)), added
+
+    for A in [*random_graphs(2), FORK]:
         betas, mixing = rng.uniform(0.001, 0.6, 7), rng.uniform(0, 1, 7)
-        schedule = an.anisotropic(from_betas(jnp.asarray(betas)), A, mixing)
+        noise = an.anisotropic(from_betas(jnp.asarray(betas)), A, mixing)
         step, total = dense(betas, mixing, A)
-
-        def marginals(covariance, total=total):
-            for t in range(8):
-                np.testing.assert_allclose(covariance(t), total[t], rtol=1e-10, atol=1e-13)
-
-        # the slide's Σ_t read as the covariance of x_t
-        holds_only_for(marginals, schedule.covariance, lambda t, step=step: step[max(t, 1) - 1])
-        for t in range(1, 8):
-            added = an.forward_variance(schedule.at(t - 1), schedule.at(t))
-            np.testing.assert_allclose(dense_of(schedule, added), step[t - 1], rtol=1e-8, atol=1e-13)
+        marginal, added = covariances(noise)
+        holds_only_for(
+            lambda found, total=total: np.testing.assert_allclose(found, total, rtol=1e-10, atol=1e-13),
+            marginal,
+            # the slide's Σ_t read as the covariance of x_t
+            [total[0], *step],
+        )
+        np.testing.assert_allclose([dense_of(noise, v) for v in added], step, rtol=1e-8, atol=1e-13)
 
 
 @pytest.mark.parametrize("mixing", [[0.3, 0.1, 0.6, 0.4], [1 - 1e-9] * 4, [1 - 1e-4, 0.5, 1 - 1e-7, 0.0]])
@@ -190,23 +202,24 @@ def test_the_prior_term_vanishes_for_the_right_prior_alone():
     nothing = lambda x, level: 0 * x  # noqa: E731
 
     def terms(white):
-        values = []
-        for last in (4.0, 8.0, 12.0, 16.0):
+        def at(last):
             noise = an.anisotropic(Schedule(jnp.linspace(-4.0, last, 20)), FORK, 0.6)
             model = an.denoising_model(nothing, noise, x0.shape)
             if white:
                 model = model._replace(prior=Normal(jnp.zeros((5, 3)), jnp.ones((5, 3))))
-            values.append(an.prior_term(model, noise, x0))
-        return np.array(values)
+            return an.prior_term(model, noise, x0)
+
+        return np.asarray(jax.jit(lambda: jnp.stack([at(last) for last in (4.0, 8.0, 12.0, 16.0)]))())
 
     def vanishes(values):
         # four nats of γ take e⁻⁴ of it
         np.testing.assert_allclose(values[2:] / values[1:-1], math.exp(-4), rtol=0.02)
         assert values[-1] < 1e-5
 
-    holds_only_for(vanishes, terms(white=False), terms(white=True))
+    right, wrong = terms(white=False), terms(white=True)
+    holds_only_for(vanishes, right, wrong)
     shares = 0.6 * np.linalg.eigvalsh(an.skeleton_covariance(FORK)) + 0.4
-    np.testing.assert_allclose(terms(white=True)[-1], 1.5 * np.sum(shares - 1 - np.log(shares)), rtol=1e-5)
+    np.testing.assert_allclose(wrong[-1], 1.5 * np.sum(shares - 1 - np.log(shares)), rtol=1e-5)
 
 
 VARIANCE = np.array([0.3, 1.4, 0.8, 2.0, 0.05])
@@ -225,9 +238,8 @@ def exact(noise, variance=VARIANCE):
 
 def best_variance(noise):
     """Of the exact denoiser, whose errors are the posterior variances of y_0."""
-    s = np.stack([an.mode_variance(noise.at(t)) for t in range(1, 6)])
-    alpha = np.asarray(jax.nn.sigmoid(-noise.gamma))[:, None]
-    return an.measured_variance(noise, jnp.asarray(VARIANCE * s / (alpha * VARIANCE + s)))
+    alpha, s = (np.asarray(v)[1:] for v in levels(noise))
+    return an.measured_variance(noise, jnp.asarray(VARIANCE * s / (alpha[:, None] * VARIANCE + s)))
 
 
 @pytest.mark.parametrize("choice", ["posterior", "forward", "measured"])
@@ -275,16 +287,16 @@ def entropy_and_gaps(noise, variance):
         """KL between centred normals, a mode and three axes at a time."""
         return 1.5 * np.sum(best / used - 1 - np.log(best / used))
 
-    alpha = lambda t: float(an.signal(noise.at(t))) ** 2  # noqa: E731
-    s = [np.asarray(an.mode_variance(noise.at(t))) for t in range(6)]
+    alpha, s = (np.asarray(v) for v in levels(noise))
     entropy = 1.5 * np.sum(np.log(2 * np.pi * np.e * VARIANCE))
-    gaps = gap(alpha(5) * VARIANCE + s[5], s[5] / (1 - alpha(5)))
-    gaps += gap(VARIANCE * s[1] / (alpha(1) * VARIANCE + s[1]), s[1] / alpha(1))
+    gaps = gap(alpha[5] * VARIANCE + s[5], s[5] / (1 - alpha[5]))
+    gaps += gap(VARIANCE * s[1] / (alpha[1] * VARIANCE + s[1]), s[1] / alpha[1])
+    used = jax.jit(jax.vmap(lambda t: variance(noise.at(t - 1), noise.at(t))))(jnp.arange(2, 6))
     reverse_gaps = 0
     for t in range(2, 6):
-        ratio, before = alpha(t) / alpha(t - 1), alpha(t - 1) * VARIANCE + s[t - 1]
-        best = before - ratio * before**2 / (alpha(t) * VARIANCE + s[t])
-        reverse_gaps += gap(best, np.asarray(variance(noise.at(t - 1), noise.at(t))))
+        ratio, before = alpha[t] / alpha[t - 1], alpha[t - 1] * VARIANCE + s[t - 1]
+        best = before - ratio * before**2 / (alpha[t] * VARIANCE + s[t])
+        reverse_gaps += gap(best, used[t - 2])
     return entropy, gaps, reverse_gaps
 
 
@@ -309,9 +321,7 @@ def test_bound_and_samples_follow_the_law_and_the_white_prior_is_caught():
         return samples, jax.vmap(one)(keys[2], data), errors, squares
 
     # every kernel is linear: y_s = g y_t + N(0, r), mode by mode
-    levels = [noise.at(t) for t in range(9)]
-    alpha = np.array([float(an.signal(level)) ** 2 for level in levels])
-    s = np.array([an.mode_variance(level) for level in levels])
+    alpha, s = (np.asarray(v) for v in levels(noise))
     gain = lambda t: math.sqrt(alpha[t]) * VARIANCE / (alpha[t] * VARIANCE + s[t])  # noqa: E731
 
     def chain(variance):
