@@ -117,9 +117,9 @@ def test_a_monotone_gamma_grows_for_any_parameters_and_its_ends_can_be_held():
     rng = np.random.default_rng(0)
     wild = jax.tree.map(lambda leaf: leaf + jnp.asarray(rng.normal(size=leaf.shape)), start)
     t = jnp.linspace(0, 1, 101)
-    gamma = jax.vmap(wild)(t)
+    measure = jax.jit(lambda g: (jax.vmap(g)(t), jax.grad(lambda g: jax.vmap(g.fixed_ends())(t) @ t)(g)))
+    gamma, gradient = measure(wild)
     assert np.all(np.diff(gamma) > 0)
-    gradient = jax.grad(lambda g: jax.vmap(g.fixed_ends())(t) @ t)(wild)
     assert gradient.low == 0
     assert gradient.log_range == 0
     assert all(np.all(np.isfinite(leaf)) and np.any(leaf != 0) for leaf in gradient[2:])
@@ -324,21 +324,23 @@ def test_decoders_are_normalised_laws_of_the_pixels():
     edges = np.concatenate([[-np.inf], (grid[1:] + grid[:-1]) / 2, [np.inf]])
     centre = np.array([0.6, 0.8, 0.4]) * alpha * x_1
     bins = np.diff(stats.norm.cdf((edges[None] - centre[:, None]) / sigma), axis=1)
-    law = pixel_model().decode(x_1, gamma_1)
-    assert_allclose(np.exp(law.log_probs()), bins, rtol=1e-12)
-    assert_allclose(law.log_prob(X), np.log(bins[np.arange(3), X]).sum(), rtol=1e-12)
-
     frequencies = np.random.default_rng(0).dirichlet(np.ones(LEVELS), size=3)
     bayes = frequencies * stats.norm.pdf(x_1[:, None], alpha * grid[None], sigma)
     bayes /= bayes.sum(1, keepdims=True)
 
-    def check(gamma):
-        decode = decoders.levels_decoder(levels=LEVELS, log_frequencies=jnp.log(jnp.asarray(frequencies)))
-        assert_allclose(decode(x_1, gamma).probs, bayes, rtol=1e-10)
+    @jax.jit
+    def measure(gamma):
+        law = pixel_model().decode(x_1, gamma_1)
+        flat = decoders.levels_decoder(levels=LEVELS)(x_1, gamma_1)
+        informed = decoders.levels_decoder(levels=LEVELS, log_frequencies=jnp.log(jnp.asarray(frequencies)))
+        return jnp.exp(law.log_probs()), law.log_prob(X), flat.probs.sum(1), informed(x_1, gamma).probs
 
-    holds_only_for(check, gamma_1, gamma_1 / 2)
-    flat = decoders.levels_decoder(levels=LEVELS)(x_1, gamma_1)
-    assert_allclose(np.exp(flat.log_probs).sum(1), 1, rtol=1e-13)
+    discretised, log_prob, ones, informed = measure(gamma_1)
+    assert_allclose(discretised, bins, rtol=1e-12)
+    assert_allclose(log_prob, np.log(bins[np.arange(3), X]).sum(), rtol=1e-12)
+    assert_allclose(ones, 1, rtol=1e-13)
+    check = lambda probs: assert_allclose(probs, bayes, rtol=1e-10)  # noqa: E731
+    holds_only_for(check, informed, measure(gamma_1 / 2)[-1])
 
 
 def test_one_sampled_time_estimates_the_whole_bound_without_bias():
@@ -367,11 +369,17 @@ def test_one_sampled_time_estimates_the_whole_bound_without_bias():
 
 def test_a_chain_of_one_step_has_a_prior_and_a_reconstruction():
     schedule, model = schedules.linear_schedule(1), pixel_model()
-    whole = bound.diffusion_bound(jax.random.key(0), model, schedule, X)
+
+    @jax.jit
+    def measure(key_whole, key_times, key_sampled):
+        time = times.stratified_times(key_times, times.uniform_law(1), 1)
+        one = times.Times(time.t[0], time.weight[0])
+        sampled = bound.sampled_bound(key_sampled, model, schedule, X, one)
+        return bound.diffusion_bound(key_whole, model, schedule, X), one, sampled
+
+    whole, time, sampled = measure(*jax.random.split(jax.random.key(0), 3))
     assert whole.diffusion.shape == (0,)
-    time = times.stratified_times(jax.random.key(1), times.uniform_law(1), 1)
-    assert (time.t[0], time.weight[0]) == (1, 1)
-    sampled = bound.sampled_bound(jax.random.key(0), model, schedule, X, times.Times(time.t[0], time.weight[0]))
+    assert time == (1, 1)
     assert sampled.diffusion == 0
     assert np.isfinite(sampled.total())
     assert_allclose(sampled.prior, whole.prior)

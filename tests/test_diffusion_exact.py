@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from oracles import holds_only_for, z_threshold
+from oracles import FALSE_ALARM, holds_only_for, z_threshold
 from scipy import integrate, special, stats
 
-from vbjax.diffusion import bound, continuous, decoders, exact, process, schedules, times
+from vbjax import training
+from vbjax.diffusion import bound, continuous, decoders, exact, losses, process, schedules, times
 from vbjax.diffusion.bound import DiffusionModel
 from vbjax.diffusion.continuous import ContinuousModel
 from vbjax.diffusion.schedules import Schedule
@@ -77,16 +78,31 @@ def chain(betas, kind, mean=MEAN, variance=VARIANCE):
     )
 
 
-KINDS = ("tilde", "beta", "best")
+KINDS = {"tilde": (1.0, 0.0, 0.0), "beta": (0.0, 1.0, 0.0), "best": (0.0, 0.0, 1.0)}
+"""Shares of β̃, β and the best variance: numbers, so that one program serves all kinds."""
 
 
-def variances(kind, variance=VARIANCE):
+def variances(shares, variance=VARIANCE):
     best = process.optimal_variance(exact.gaussian_error(jnp.asarray(variance)))
-    return {
-        "tilde": (process.posterior_variance, process.forward_variance),
-        "beta": (process.forward_variance, process.forward_variance),
-        "best": (best, best),
-    }[kind]
+
+    def blend(of_posterior, of_forward, of_best):
+        return lambda *at: (
+            of_posterior * process.posterior_variance(*at)
+            + of_forward * process.forward_variance(*at)
+            + of_best * best(*at)
+        )
+
+    # at γ = -∞ β̃ is zero: β stands in
+    return blend(*shares), blend(0, shares[0] + shares[1], shares[2])
+
+
+def for_all(measure, gamma):
+    """measure(schedule, shares), in one program, as a list of (row of gamma, kind, result)."""
+    shares = jnp.array(list(KINDS.values()))
+    along = jax.vmap(jax.vmap(lambda gamma, shares: measure(Schedule(gamma), shares), (None, 0)), (0, None))
+    found = jax.device_get(jax.jit(along)(gamma, shares))
+    rows = [(i, k) for i in range(len(gamma)) for k in range(len(KINDS))]
+    return [(i, list(KINDS)[k], jax.tree.map(lambda leaf, at=(i, k): leaf[at], found)) for i, k in rows]
 
 
 def all_schedules(steps):
@@ -108,49 +124,49 @@ def all_schedules(steps):
 @pytest.mark.parametrize("steps", [1, 2, 10, 1000])
 def test_every_gap_between_entropy_likelihood_and_bound_has_its_closed_form(steps):
     gamma, betas = all_schedules(steps)
-    mean, variance = jnp.asarray(MEAN), jnp.asarray(VARIANCE)
+
+    def measure(schedule, shares):
+        reverse, decode = variances(shares)
+        gaps = exact.gaussian_gaps(
+            jnp.asarray(MEAN), jnp.asarray(VARIANCE), schedule, reverse_variance=reverse, decoder_variance=decode
+        )
+        return gaps, gaps.nll(), gaps.bound()
+
+    for i, kind, (gaps, nll, whole) in for_all(measure, gamma):
+        expected = chain(betas[i], kind)
+        assert_allclose(gaps.entropy, expected.entropy, rtol=1e-13)
+        assert_allclose(nll, expected.nll, rtol=1e-10)
+        assert_allclose(whole, expected.bound, rtol=1e-10)
+        assert_allclose(gaps.prior, expected.prior, rtol=1e-9, atol=1e-14)
+        assert_allclose(gaps.reverse, expected.reverse, rtol=1e-7, atol=1e-14)
+        assert_allclose(gaps.reverse.sum(), expected.reverse.sum(), rtol=1e-9, atol=1e-14)
+        assert_allclose(gaps.reconstruction, expected.reconstruction, rtol=1e-9, atol=1e-14)
+        assert gaps.entropy <= nll + 1e-12
+        assert nll <= whole + 1e-12
+
+
+def test_the_gaps_of_two_short_chains():
+    mean, variance = jnp.array([1.5]), jnp.array([0.25])
 
     @jax.jit
-    @jax.vmap
-    def measure(gamma):
-        def gaps(kind):
-            reverse, decode = variances(kind)
-            return exact.gaussian_gaps(
-                mean, variance, Schedule(gamma), reverse_variance=reverse, decoder_variance=decode
+    def gaps(betas):
+        return {
+            (kind, decoded): exact.gaussian_gaps(
+                mean,
+                variance,
+                schedules.from_betas(betas),
+                reverse_variance=variances(KINDS[kind], variance)[0],
+                decoder_variance=variances(KINDS[decoded], variance)[1],
             )
+            for kind, decoded in (("best", "best"), ("tilde", "best"), ("beta", "beta"))
+        }
 
-        found = {kind: gaps(kind) for kind in KINDS}
-        return {kind: (g, g.nll(), g.bound()) for kind, g in found.items()}
-
-    for kind, (gaps, nll, whole) in measure(gamma).items():
-        for i in range(4):
-            expected = chain(betas[i], kind)
-            assert_allclose(gaps.entropy[i], expected.entropy, rtol=1e-13)
-            assert_allclose(nll[i], expected.nll, rtol=1e-10)
-            assert_allclose(whole[i], expected.bound, rtol=1e-10)
-            assert_allclose(gaps.prior[i], expected.prior, rtol=1e-9, atol=1e-14)
-            assert_allclose(gaps.reverse[i].sum(), expected.reverse.sum(), rtol=1e-9, atol=1e-14)
-            assert_allclose(gaps.reconstruction[i], expected.reconstruction, rtol=1e-9, atol=1e-14)
-            assert gaps.entropy[i] <= nll[i] + 1e-12
-            assert nll[i] <= whole[i] + 1e-12
-
-
-def test_the_gaps_of_the_ledgers_chains():
-    def gaps(betas, kind, decoded="best"):
-        mean, variance = jnp.array([1.5]), jnp.array([0.25])
-        return exact.gaussian_gaps(
-            mean,
-            variance,
-            schedules.from_betas(jnp.asarray(betas)),
-            reverse_variance=variances(kind, variance)[0],
-            decoder_variance=variances(decoded, variance)[1],
-        )
-
-    four = np.array([0.1, 0.2, 0.3, 0.4])
-    assert_allclose(gaps(four, "best").bound(), 1.081200118469, rtol=1e-12)
-    assert_allclose([gaps(four, "tilde").bound(), gaps(four, "beta", "beta").bound()], [1.253188, 1.155614], atol=5e-7)
+    four = gaps(jnp.array([0.1, 0.2, 0.3, 0.4]))
+    assert_allclose(four["best", "best"].bound(), 1.081200118469, rtol=1e-12)
+    totals = [four[kinds].bound() for kinds in (("tilde", "best"), ("beta", "beta"))]
+    assert_allclose(totals, [1.253188, 1.155614], atol=5e-7)
     # exact reverse kernels: what is wrong at the end comes only from the start, and shrinks on the way
-    ten = gaps(DF10, "best")
+    ten = gaps(jnp.asarray(DF10))["best", "best"]
     assert_allclose([ten.marginal, ten.prior], [0.002254, 0.095472], atol=5e-7)
 
 
@@ -205,9 +221,9 @@ def expected_terms(model, schedule):
     return jax.vmap(term)(jnp.arange(1, schedule.steps + 1)), jax.vmap(prior)(signs).mean()
 
 
-def normal_model(kind="tilde", wrong=lambda reverse: reverse):
+def normal_model(shares=KINDS["tilde"], wrong=lambda reverse: reverse):
     denoiser = exact.gaussian_denoiser(jnp.asarray(MEAN), jnp.asarray(VARIANCE))
-    reverse, decode = variances(kind)
+    reverse, decode = variances(shares)
     kernel = wrong(process.reverse_kernel(denoiser, reverse))
     return DiffusionModel(lambda x: x, kernel, decoders.normal_decoder(denoiser, decode))
 
@@ -216,19 +232,32 @@ def normal_model(kind="tilde", wrong=lambda reverse: reverse):
 def test_the_librarys_bound_is_the_exact_one_and_mutants_of_it_are_not(steps):
     gamma, betas = all_schedules(steps)
 
-    @jax.jit
-    @jax.vmap
-    def measure(gamma):
-        return {kind: expected_terms(normal_model(kind), Schedule(gamma)) for kind in KINDS}
+    def measure(schedule, shares):
+        return expected_terms(normal_model(shares), schedule)
 
-    for kind, (terms, prior) in measure(gamma).items():
-        for i in range(4):
-            expected = chain(betas[i], kind).bound
-            check = lambda total, expected=expected: assert_allclose(total, expected, rtol=1e-10)  # noqa: E731
-            right = terms[i].sum() + prior[i]
-            check(right)
-            if steps == 10:  # without L_T, and with L_0 of the wrong sign
-                holds_only_for(check, right, right - prior[i], right - 2 * terms[i, 0])
+    for i, kind, (terms, prior) in for_all(measure, gamma):
+        expected = chain(betas[i], kind).bound
+        check = lambda total, expected=expected: assert_allclose(total, expected, rtol=1e-10)  # noqa: E731
+        right = terms.sum() + prior
+        check(right)
+        if steps == 10:  # without L_T, and with L_0 of the wrong sign
+            holds_only_for(check, right, right - prior, right - 2 * terms[0])
+
+
+def test_the_mean_of_the_drawn_bound_is_the_exact_one():
+    count = 2000
+    gamma, betas = all_schedules(10)
+    model, schedule = normal_model(KINDS["beta"]), Schedule(gamma[0])
+    data = jnp.asarray(MEAN + np.sqrt(VARIANCE) * np.random.default_rng(2).normal(size=(count, 3)))
+    keys = jax.random.split(jax.random.key(1), count)
+    found = jax.jit(jax.vmap(lambda key, x: bound.diffusion_bound(key, model, schedule, x)))(keys, data)
+    total = np.asarray(jax.vmap(bound.DiffusionBound.total)(found))
+
+    def check(kind):
+        error = total.std() / np.sqrt(count)
+        assert abs(total.mean() - float(chain(betas[0], kind).bound)) <= z_threshold(1) * error
+
+    holds_only_for(check, "beta", "tilde")
 
 
 def test_wrong_kernels_and_wrong_times_miss_the_exact_bound():
@@ -301,15 +330,22 @@ def test_a_covariance_a_variance_and_a_mixture_of_one_agree_on_normal_data():
     gamma = jnp.asarray(-0.6)
     solved = np.linalg.solve(alpha**2 * covariance + sigma**2 * np.eye(3), x_t - alpha * mean)
     denoiser = exact.gaussian_denoiser(jnp.asarray(mean), jnp.asarray(covariance))
-    assert_allclose(denoiser(jnp.asarray(x_t), gamma), mean + alpha * covariance @ solved, rtol=1e-12)
-    scales = jnp.array([0.5, 1.0, 2.0])
-    single = exact.mixture_denoiser(jnp.ones(1), jnp.asarray(mean)[None], scales[None])
-    diagonal = exact.gaussian_denoiser(jnp.asarray(mean), scales**2)
-    assert_allclose(single(jnp.asarray(x_t), gamma), diagonal(jnp.asarray(x_t), gamma), rtol=1e-13)
-    data = jnp.asarray(rng.normal(size=(4, 3)))
-    nearest = exact.empirical_denoiser(data)
-    assert_allclose(nearest(data[2] * process.signal(jnp.asarray(-9.0)), jnp.asarray(-9.0)), data[2], rtol=1e-12)
-    assert_allclose(nearest(data[2], jnp.asarray(30.0)), data.mean(0), atol=1e-5)
+    scales, data = jnp.array([0.5, 1.0, 2.0]), jnp.asarray(rng.normal(size=(4, 3)))
+
+    @jax.jit
+    def measure(x_t):
+        single = exact.mixture_denoiser(jnp.ones(1), jnp.asarray(mean)[None], scales[None])
+        diagonal = exact.gaussian_denoiser(jnp.asarray(mean), scales**2)
+        nearest = exact.empirical_denoiser(data)
+        calm, noisy = jnp.asarray(-9.0), jnp.asarray(30.0)
+        same = [law(x_t, gamma) for law in (denoiser, single, diagonal)]
+        return *same, nearest(data[2] * process.signal(calm), calm), nearest(data[2], noisy)
+
+    full, single, diagonal, calm, noisy = measure(jnp.asarray(x_t))
+    assert_allclose(full, mean + alpha * covariance @ solved, rtol=1e-12)
+    assert_allclose(single, diagonal, rtol=1e-13)
+    assert_allclose(calm, data[2], rtol=1e-12)
+    assert_allclose(noisy, data.mean(0), atol=1e-5)
 
 
 def test_oracles_are_finite_in_float32_from_gamma_minus_thirty_to_thirty():
@@ -353,17 +389,22 @@ def test_bad_input_is_refused_by_name(make, message):
 def test_small_steps_make_the_reverse_law_normal_with_the_moments_of_the_denoiser():
     """Data ½N(±1, 0.09): the law of x_0 given x_1 = 0 on a grid, against the normal law of its moments."""
     denoiser = exact.mixture_denoiser(jnp.ones(2) / 2, jnp.array([[-1.0], [1.0]]), jnp.array(0.3))
-    divergences = []
-    for beta in (0.9, 0.5, 0.1, 0.01, 0.001):
+    divergences, betas = [], (0.9, 0.5, 0.1, 0.01, 0.001)
+
+    @jax.jit
+    @jax.vmap
+    def of_denoiser(beta):
+        gamma = schedules.from_betas(beta[None]).at(1)
+        slope = jax.jacfwd(lambda x: denoiser(x, gamma))(jnp.zeros(1))[0, 0]
+        # the second derivative of log q: Var(x_0|x_t) = σ²/α ∂x̂_0/∂x_t
+        return process.noise(gamma) ** 2 / process.signal(gamma) * slope
+
+    for beta, variance in zip(betas, of_denoiser(jnp.array(betas)), strict=True):
         grid = np.linspace(-6 * np.sqrt(beta) - 0.5, 6 * np.sqrt(beta) + 0.5, 20_001)
         log_density = np.logaddexp(stats.norm.logpdf(grid, 1, 0.3), stats.norm.logpdf(grid, -1, 0.3))
         log_density += stats.norm.logpdf(0, np.sqrt(1 - beta) * grid, np.sqrt(beta))
         density = np.exp(log_density - log_density.max())
         density /= integrate.simpson(density, x=grid)
-        gamma = schedules.from_betas(jnp.array([beta])).at(1)
-        slope = jax.jacfwd(lambda x, gamma=gamma: denoiser(x, gamma))(jnp.zeros(1))[0, 0]
-        # the second derivative of log q: Var(x_0|x_t) = σ²/α ∂x̂_0/∂x_t
-        variance = process.noise(gamma) ** 2 / process.signal(gamma) * slope
         assert_allclose(variance, integrate.simpson(grid**2 * density, x=grid), rtol=1e-8)
         normal = stats.norm.logpdf(grid, 0, np.sqrt(variance))
         divergences.append(integrate.simpson(density * (np.log(density) - normal), x=grid))
@@ -445,7 +486,7 @@ def test_one_random_time_estimates_the_continuous_bound_and_its_ends():
 
 def test_finer_chains_approach_the_continuous_bound_at_the_rate_one_over_their_steps():
     gamma = PATHS["linear"]()
-    steps = np.array([50, 100, 200, 400])
+    steps = np.array([100, 400])
 
     def middle(count):
         schedule = continuous.fine_chain(gamma, int(count))
@@ -457,6 +498,133 @@ def test_finer_chains_approach_the_continuous_bound_at_the_rate_one_over_their_s
     ends = [0.5 * np.sum(VARIANCE * np.exp(-end) / (VARIANCE * np.exp(-end) + 1)) for end in (LOW, HIGH)]
     step = (HIGH - LOW) / steps
     predicted = step / 2 * (ends[1] - ends[0] + continuous_integral())
-    assert_allclose(excess / predicted, 1, atol=0.1)
-    orders = np.log2(excess[:-1] / excess[1:])
-    assert_allclose(orders[-1], 1, atol=0.02)
+    ratio = excess / predicted
+    assert_allclose(np.log(excess[0] / excess[1]) / np.log(4), 1, atol=0.03)
+    # what is left of the ratio is of the next order: extrapolation takes it away
+    assert_allclose(ratio, 1, atol=0.05)
+    assert_allclose((4 * ratio[1] - ratio[0]) / 3, 1, atol=1e-3)
+
+
+def test_measured_errors_are_those_of_the_exact_denoiser():
+    count = 2000
+    levels = jnp.array([-6.0, 0.0, 3.0])
+    denoiser = exact.gaussian_denoiser(jnp.asarray(MEAN), jnp.asarray(VARIANCE))
+    data = jnp.asarray(MEAN + np.sqrt(VARIANCE) * np.random.default_rng(4).normal(size=(count, 3)))
+    keys = jax.random.split(jax.random.key(13), count)
+    found = jax.jit(jax.vmap(lambda key, x0: process.squared_errors(key, denoiser, x0, levels)))(keys, data)
+    expected = np.array([exact.gaussian_error(jnp.asarray(VARIANCE))(gamma).mean() for gamma in levels])
+
+    def check(truth):
+        assert np.all(np.abs(found.mean(0) - truth) <= z_threshold(3) * found.std(0) / np.sqrt(count))
+
+    holds_only_for(check, expected, expected * 3)
+
+
+def table_model(gain, offset, schedule):
+    """x̂_0 = gain_t x_t + offset_t, one pair for each time and coordinate."""
+
+    def denoiser(x_t, gamma):
+        t = jnp.argmin(jnp.abs(schedule.gamma - gamma))
+        return gain[t] * x_t + offset[t]
+
+    reverse, decode = variances(KINDS["tilde"])
+    return denoiser, DiffusionModel(
+        lambda x: x, process.reverse_kernel(denoiser, reverse), decoders.normal_decoder(denoiser, decode)
+    )
+
+
+def excess_of(gain, offset, schedule, betas):
+    """The exact bound of the fitted model above that of the exact denoiser."""
+    terms, prior = jax.jit(lambda: expected_terms(table_model(gain, offset, schedule)[1], schedule))()
+    return float(terms.sum() + prior) - float(chain(betas, "tilde").bound)
+
+
+def regression_excess(schedule):
+    """Σ_t w_t Var(x_0|x_t), of which a regression of two numbers on n data loses 2/n on average, for each coordinate.
+
+    w_t (x̂_0 - E[x_0|x_t])² is what a wrong x̂_0 adds to the bound.
+    """
+    before, gamma = schedule.at(jnp.arange(schedule.steps)), schedule.gamma
+    spread = jax.vmap(exact.gaussian_error(jnp.asarray(VARIANCE)))(gamma)
+    weight = (jnp.exp(-before[1:]) - jnp.exp(-gamma[1:])) / 2
+    first = 1 / (2 * process.noise(gamma[0]) ** 2)
+    return np.asarray(jnp.append(first, weight)[:, None] * spread)
+
+
+def test_regressions_at_each_time_come_as_near_the_exact_bound_as_their_data_allow():
+    count, steps = 20_000, 10
+    schedule = schedules.linear_schedule(steps)
+    rng = np.random.default_rng(7)
+    gain, offset = np.zeros((2, steps, 3))
+    for t, gamma in enumerate(np.asarray(schedule.gamma)):
+        x0 = MEAN + np.sqrt(VARIANCE) * rng.normal(size=(count, 3))
+        x_t = x0 / np.sqrt(1 + np.exp(gamma)) + rng.normal(size=(count, 3)) / np.sqrt(1 + np.exp(-gamma))
+        for i in range(3):
+            gain[t, i], offset[t, i] = np.polyfit(x_t[:, i], x0[:, i], 1)
+    betas = all_schedules(steps)[1][0]
+    # two parameters: each pair costs w Var χ²_2 / n, and a gamma law of the same two moments stands for their sum
+    scales = 2 * regression_excess(schedule).ravel() / count
+    mean, variance = scales.sum(), np.sum(scales**2)
+    low, high = stats.gamma(mean**2 / variance, scale=variance / mean).interval(1 - FALSE_ALARM)
+
+    def check(factor):
+        assert low < excess_of(jnp.asarray(factor * gain), jnp.asarray(offset), schedule, betas) < high
+
+    holds_only_for(check, 1, 0.97)
+
+
+@pytest.mark.slow
+def test_a_trained_denoiser_comes_within_a_two_hundredth_of_a_nat_of_the_exact_bound():
+    steps, batch = 10, 256
+    schedule = schedules.linear_schedule(steps)
+    start = {"gain": jnp.zeros((steps, 3)), "offset": jnp.zeros((steps, 3))}
+
+    def loss(key, params, x0):
+        key_times, key_noise = jax.random.split(key)
+        denoiser, _ = table_model(params["gain"], params["offset"], schedule)
+        t = times.stratified_times(key_times, times.uniform_law(steps), batch).t
+        keys = jax.random.split(key_noise, batch)
+        each = jax.vmap(
+            lambda key, x, t: losses.denoising_loss(key, denoiser, x, schedule.at(t), weight=losses.v_weight)
+        )
+        return each(keys, x0, t).mean(), {}
+
+    def data(step):
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(20), step), (batch, 3))
+        return jnp.asarray(MEAN)[None] + jnp.asarray(np.sqrt(VARIANCE))[None] * noise
+
+    optimizer = training.make_optimizer(learning_rate=0.05, schedule="cosine", steps=4000)
+    state = training.init_state(start, optimizer)
+    state = training.fit(jax.random.key(21), loss, data, optimizer, state, steps=4000, chunk=4000)
+    excess = excess_of(state.params["gain"], state.params["offset"], schedule, all_schedules(steps)[1][0])
+    # 0.0017 was measured: the last steps' noise, as the data seen would allow regression a tenth of it
+    assert 0 < excess < 0.005
+
+
+@pytest.mark.slow
+def test_a_learned_schedule_makes_few_steps_lose_less():
+    steps, ends = 8, {"low": -6.0, "high": 6.0}
+    start = schedules.monotone_gamma(jax.random.key(3), **ends)
+    mean, variance = jnp.asarray(MEAN), jnp.asarray(VARIANCE)
+
+    def whole(gamma):
+        return exact.gaussian_gaps(mean, variance, schedules.discretise(gamma, steps)).bound()
+
+    optimizer = training.make_optimizer(learning_rate=0.05, schedule="cosine", steps=400)
+    state = training.init_state(start, optimizer)
+    state = training.fit(
+        jax.random.key(0),
+        lambda _, gamma, batch: (whole(gamma), {}),
+        lambda step: jnp.zeros((1, 1)),
+        optimizer,
+        state,
+        steps=400,
+        chunk=400,
+    )
+    learned = float(whole(state.params))
+    others = [float(whole(make(**ends))) for make in (schedules.linear_gamma, schedules.cosine_gamma)]
+    for make in (schedules.linear_schedule, schedules.cosine_schedule, schedules.sigmoid_schedule):
+        others.append(float(exact.gaussian_gaps(mean, variance, make(steps)).bound()))
+    # 4.60 against 6.24 was measured, with an entropy of 4.26
+    assert learned < min(others) - 1
+    assert np.all(np.diff(schedules.discretise(state.params, steps).gamma) > 0)

@@ -3,6 +3,7 @@
     -log p(x) ≤ KL(q(x_T|x_0) || N(0, I)) + Σ_{t=2}^T E KL(q(x_{t-1}|x_t, x_0) || p(x_{t-1}|x_t)) + E -log p(x|x_1)
 
 called L_T, L_{t-1} and L_0 by Ho et al. (2020, eq. 5). All expectations are over q(x_1, …, x_T | x_0), one draw each.
+In float32 keep γ_1 above -15: below, the rounding of x_t is no longer small against σ.
 """
 
 import dataclasses

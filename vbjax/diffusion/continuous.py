@@ -33,7 +33,7 @@ def continuous_bound(key: PRNGKey, model: ContinuousModel, gamma: Gamma, x: Arra
     """The bound without bias from one time t, uniform on [0, 1]: one call of the denoiser.
 
     For a batch take `times.stratified_uniforms`. γ(0) and γ(1) must be finite. `diffusion` is a scalar, the estimate of
-    the integral. Source: Kingma et al. (2021, eqs. 11, 17 and 18).
+    the integral. Source: Kingma et al. (2021, section 5).
     """
     key_diffusion, key_decode = jax.random.split(key)
     x0 = model.embed(x)

@@ -42,7 +42,7 @@ def levels_decoder(*, levels: int, log_frequencies: Float[Array, "*d levels"] | 
     """p(x|x_1) ∝ N(x_1; α_1 embed(x), σ_1²) p(x), pixel by pixel and without a network: exact for independent pixels.
 
     log_frequencies: of p(x), by default uniform; up to a constant for each pixel, `(*d, levels)` or what broadcasts.
-    Source: Kingma et al. (2021, appendix B.3).
+    Source: Kingma et al. (2021, section 3.3).
     """
     _require_levels(levels)
 

@@ -73,7 +73,7 @@ def optimal_variance(error: Callable[[Scalar], Float[Array, "..."]]) -> Variance
     """The variance of q(x_s | x_t) on average, the best one given the mean; exact at γ_s = -∞ too.
 
     error: γ_t -> E (x_0 - x̂_0)² at that level, for each coordinate or their mean, with x̂_0 = E[x_0|x_t]: in closed
-    form (`exact.gaussian_error`) or measured (`measured_error`). Source: Bao et al. (2022, eq. 7), in terms of x̂_0.
+    form (`exact.gaussian_error`) or measured (`measured_error`). Source: Bao et al. (2022, theorem 1), in terms of x̂_0.
     """
 
     def variance(x_t, gamma_s, gamma_t):

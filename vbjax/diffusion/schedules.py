@@ -94,7 +94,7 @@ def sigmoid_schedule(
     """ᾱ falls from 1 to 0 along the logistic function between start/temperature and end/temperature.
 
     least_left: ᾱ_T, which would be zero. Raises ValueError unless steps >= 1, start < end, temperature > 0 and
-    0 < least_left < 1. Source: Jabri et al. (2023, algorithm 1 of the appendix).
+    0 < least_left < 1. Source: Jabri et al. (2023); Chen (2023, algorithm 1).
     """
     _require_steps(steps)
     if not 0 < least_left < 1:
@@ -112,7 +112,7 @@ def linear_gamma(low: int | float = -13.3, high: int | float = 5.0) -> Gamma:
 def cosine_gamma(low: int | float = -13.3, high: int | float = 13.3) -> Gamma:
     """γ(t) = 2 log tan(a t + b), which is α = cos, σ = sin of an angle that grows at constant speed.
 
-    Source: Nichol & Dhariwal (2021) in continuous time; with ends, Hoogeboom et al. (2023, section 2).
+    Source: Nichol & Dhariwal (2021) in continuous time; with ends, Hoogeboom et al. (2023).
     """
     _require_ends(low, high)
     start, rest = math.atan(math.exp(low / 2)), math.atan(math.exp(-high / 2))
@@ -155,7 +155,7 @@ def vp_gamma(*, first: int | float = 0.1, last: int | float = 20.0, start: int |
     """The limit of many steps of `linear_schedule`: -log ᾱ = ∫ β with β from first to last, in [start, 1].
 
     start: the time, of [0, 1], that t = 0 stands for; at 0 itself γ = -∞. Raises ValueError unless
-    0 < first <= last and 0 <= start < 1. Source: the variance-preserving SDE of Song et al. (2021, eq. 33).
+    0 < first <= last and 0 <= start < 1. Source: the variance-preserving SDE of Song et al. (2021, appendix C).
     """
     if not (0 < first <= last < math.inf and 0 <= start < 1):
         raise ValueError(f"0 < first <= last and 0 <= start < 1 are needed, got {first}, {last} and {start}")
@@ -171,7 +171,7 @@ class MonotoneGamma(NamedTuple):
     """A γ(t) that learns and always grows: a line plus logistic steps of positive height, between learnt ends.
 
     low: γ(0). log_range: of γ(1) - γ(0). log_heights, log_slopes, centres: `(features,)`. As a pytree it is its own
-    parameters. Source: the monotone network of Kingma et al. (2021, appendix H), in one layer.
+    parameters. Source: after the monotone network of Kingma et al. (2021, section 3.2).
     """
 
     low: Scalar

@@ -35,7 +35,7 @@ def independent_times(key: PRNGKey, law: Float[Array, " T"], count: int) -> Time
 def stratified_times(key: PRNGKey, law: Float[Array, " T"], count: int) -> Times:
     """`count` draws, each of the given law, spread evenly: one uniform number moves them all.
 
-    Source: the low-discrepancy sampler of Kingma et al. (2021, appendix I.1), through the inverse of the law.
+    Source: the low-discrepancy sampler of Kingma et al. (2021, appendix), through the inverse of the law.
     """
     return _at_quantiles(law, stratified_uniforms(key, count).astype(law.dtype))
 
