@@ -91,6 +91,25 @@ def make_optimizer(config: Config):
     return training.make_optimizer(learning_rate=config.learning_rate, schedule="cosine", steps=config.steps)
 
 
+def build(config: Config) -> MotionNetworks:
+    """The network, the same for all noises."""
+    joints = len(walking.PARENTS)
+    return motion_networks(
+        past=config.past, future=config.future, joints=joints, hidden=config.hidden, blocks=config.blocks
+    )
+
+
+def init(key, config: Config, networks: MotionNetworks):
+    """Parameters of all models, with a leading axis for the noises, which start alike, and one for the seeds."""
+
+    @jax.jit
+    def fresh(key):
+        seeds = jax.vmap(networks.init)(jax.random.split(key, config.seeds))
+        return jax.tree.map(lambda v: jnp.stack([v] * len(NOISES)), seeds)
+
+    return fresh(key)
+
+
 class Setting(NamedTuple):
     """The law of the motions and what follows from it. noises: the schedules of `NOISES`; scale: metres per unit."""
 
@@ -143,7 +162,7 @@ def make_batch(key, config: Config, setting: Setting) -> Partial:
 def make_loss(config: Config, networks: MotionNetworks, setting: Setting):
     """Sum over all models of the mean error of ε̂: each model's gradient is its own.
 
-    params: a leading axis for the noises and one for the seeds. All noises see the same motions, times and keys.
+    All noises see the same motions, times and keys.
     """
     stacked = jax.tree.map(lambda *v: jnp.stack(v), *setting.noises)
 
@@ -346,19 +365,10 @@ def main(config: Config, run: Run) -> cards.Card:
     """Train all models side by side, evaluate, draw; returns the result card that the run folder holds."""
     with preparing() as begin:
         validate(config, run)
-        joints = len(walking.PARENTS)
-        networks = motion_networks(
-            past=config.past, future=config.future, joints=joints, hidden=config.hidden, blocks=config.blocks
-        )
+        networks = build(config)
         setting, optimizer = Setting.of(config), make_optimizer(config)
         key_init, key_data, key_train, key_test = jax.random.split(jax.random.key(config.seed), 4)
-
-        @jax.jit
-        def init(key):
-            one_noise = jax.vmap(networks.init)(jax.random.split(key, config.seeds))
-            return jax.tree.map(lambda v: jnp.stack([v] * len(NOISES)), one_noise)
-
-        state = training.init_state(init(key_init), optimizer, ema_decay=config.ema_decay)
+        state = training.init_state(init(key_init, config, networks), optimizer, ema_decay=config.ema_decay)
         experiment = Experiment.open("motion", config, run, state, begin=begin)
 
     with experiment.running():
