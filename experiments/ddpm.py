@@ -1,7 +1,7 @@
 """Train a diffusion model, and say what it is worth: its bound term by term, samples, guidance, inpainting.
 
     python experiments/ddpm.py                                         # the 8x8 digits, a few minutes
-    python experiments/ddpm.py --prediction v --schedule cosine --loss simple    # closer to the papers
+    python experiments/ddpm.py --prediction epsilon --variance forward --schedule linear --loss simple  # Ho et al. 2020
     python experiments/ddpm.py --dataset fashion_mnist --data-files DIR          # 28x28, a U-Net; wants a GPU
     python experiments/ddpm.py --resume                                # go on after an interruption
 
@@ -24,17 +24,23 @@ import jax
 import jax.numpy as jnp
 
 from vbjax import cards, conditional, datasets, evaluation, training
-from vbjax.diffusion import decoders, guidance, inpainting, losses, samplers, schedules, times
+from vbjax.diffusion import decoders, guidance, losses, samplers, schedules, times
 from vbjax.diffusion.bound import DiffusionBound, DiffusionModel, bound_term, diffusion_bound, sampled_bound
-from vbjax.diffusion.process import Denoiser, forward_variance, marginal, posterior_variance, reverse_kernel
-from vbjax.diffusion.schedules import Schedule
+from vbjax.diffusion.continuous import ContinuousModel, continuous_bound
+from vbjax.diffusion.process import Denoiser, Variance, forward_variance, marginal, posterior_variance, reverse_kernel
+from vbjax.diffusion.schedules import Gamma, Schedule
 from vbjax.experiment import Experiment, Run, check_counts, command_line, load_data, preparing
-from vbjax.networks.denoisers import DenoiserNetworks, mlp_denoiser
+from vbjax.networks.denoisers import DenoiserNetworks, mlp_denoiser, unet_denoiser
+from vbjax.recipe import log_frequencies
 from vbjax.reports import diffusion_pictures
 
 CLASSES = 10
 PER_CLASS = 20
 """Guided samples of each class that are judged, at each weight."""
+CONTINUOUS_TIMES = 200
+"""Times of the continuous bound, for each image."""
+BATCH = 500
+"""Images that a network sees at once."""
 FASHION = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 
 
@@ -62,13 +68,13 @@ class Config:
     schedule: Literal["uniform", "linear", "cosine", "sigmoid", "learned"] = "uniform"
     """How γ, the log noise-to-signal ratio, grows with time: at constant speed, with β on a line (Ho et al. 2020),
     cosine, sigmoid, or a monotone function that is trained too (Kingma et al. 2021)."""
-    gamma_low: float = -9.0
+    gamma_low: float = -8.0
     """γ at time 0, for all schedules but linear."""
     gamma_high: float = 6.0
     """γ at time T, for all schedules but linear."""
     timesteps: int = 1000
     """T, the steps of the chain."""
-    variance: Literal["posterior", "forward", "optimal", "learned"] = "posterior"
+    variance: Literal["posterior", "forward", "optimal", "learned"] = "optimal"
     """Of the reverse steps: β̃, β, the best one (levels only), or one between β̃ and β from a second output."""
     loss: Literal["bound", "importance", "simple", "hybrid"] = "bound"
     """The bound itself at stratified times; the same at times drawn by their past losses; the unweighted error of ε;
@@ -83,7 +89,7 @@ class Config:
     """How samples are drawn: the chain itself, or solvers of its ordinary differential equation."""
     sampler_steps: int = 250
     """Steps of the sampler, from 1 to timesteps."""
-    steps: int = 2000
+    steps: int = 1000
     """Training steps."""
     batch_size: int = 128
     """Examples per step."""
@@ -110,6 +116,7 @@ _LARGER = Config(
     schedule="cosine",
     gamma_low=-13.0,
     null_rate=0.2,
+    variance="posterior",
     sampler="dpm_solver",
     sampler_steps=30,
     steps=20_000,
@@ -140,24 +147,30 @@ class Setup(NamedTuple):
             params["history"] = empty._replace(counts=empty.counts.astype(jnp.float32))._asdict()
         return params
 
+    def gamma(self, params) -> Gamma:
+        """γ(t) in continuous time."""
+        return params["schedule"].fixed_ends() if self.config.schedule == "learned" else make_gamma(self.config)
+
     def schedule(self, params) -> Schedule:
         """γ_1 … γ_T."""
-        if self.config.schedule == "learned":
-            return schedules.discretise(params["schedule"].fixed_ends(), self.config.timesteps)
-        return fixed_schedule(self.config)
+        if self.config.schedule == "linear":
+            return schedules.linear_schedule(self.config.timesteps)
+        return schedules.discretise(self.gamma(params), self.config.timesteps)
 
     def bind(self, params, label=None, dropout_key=None) -> tuple[Denoiser, DiffusionModel]:
         """The denoiser and the chain at these parameters, for one class or for any."""
         of = (params["network"], label, dropout_key)
         denoiser = self.networks.bind(*of)
-        variance = {"posterior": posterior_variance, "forward": forward_variance}.get(self.config.variance)
-        if variance is None:
-            variance = self.networks.bind_variance(*of)
         if self.config.prediction == "levels":
             decode = self.networks.bind_levels(*of)
         else:
             decode = decoders.discretised_decoder(denoiser, levels=self.data.levels)
-        return denoiser, DiffusionModel(self.embed, reverse_kernel(denoiser, variance), decode)
+        return denoiser, DiffusionModel(self.embed, reverse_kernel(denoiser, self.variance(*of)), decode)
+
+    def variance(self, network, label=None, dropout_key=None) -> Variance:
+        """That of the reverse steps."""
+        fixed: dict[str, Variance] = {"posterior": posterior_variance, "forward": forward_variance}
+        return fixed.get(self.config.variance) or self.networks.bind_variance(network, label, dropout_key)
 
     def embed(self, x):
         """Grey levels as points of [-1, 1]."""
@@ -182,9 +195,7 @@ def validate(config: Config, run: Run) -> None:
     if config.schedule == "learned" and config.loss in ("simple", "hybrid"):
         raise ValueError(f"schedule 'learned' is trained by the bound, not by loss {config.loss!r}")
     if config.network == "mlp" and config.prediction == "levels" and config.dataset != "digits":
-        raise ValueError(
-            "prediction 'levels' has a layer of pixels x levels outputs: for digits, or with network 'unet'"
-        )
+        raise ValueError("prediction 'levels' and network 'mlp' are for digits: 784 x 256 outputs are too many")
     if not 0 < config.null_rate <= 1:
         raise ValueError(f"null_rate must lie in (0, 1]: the bound is that of no class, got {config.null_rate}")
     if not config.guidance or not all(-1 <= w < math.inf for w in config.guidance):
@@ -196,19 +207,22 @@ def validate(config: Config, run: Run) -> None:
     if config.eval_times > config.timesteps:
         raise ValueError(f"eval_times must be at most timesteps, {config.timesteps}, got {config.eval_times}")
     training.init_state({}, make_optimizer(config), ema_decay=config.ema_decay)
-    fixed_schedule(config)
+    schedules.discretise(make_gamma(config), config.timesteps)
     shape, levels = ((8, 8), 17) if config.dataset == "digits" else ((28, 28), 256)
     build(config, shape, levels)
 
 
-def fixed_schedule(config: Config) -> Schedule:
-    """The schedule as configured; a learned one starts near the uniform one."""
+def make_gamma(config: Config) -> Gamma:
+    """γ(t) as configured; a learned one starts near the uniform one, a linear one is the limit of many steps."""
     if config.schedule == "linear":
-        return schedules.linear_schedule(config.timesteps)
-    make = {"cosine": schedules.cosine_gamma, "sigmoid": schedules.sigmoid_gamma}.get(
-        config.schedule, schedules.linear_gamma
-    )
-    return schedules.discretise(make(config.gamma_low, config.gamma_high), config.timesteps)
+        return schedules.vp_gamma(start=1e-3)
+    ends = (config.gamma_low, config.gamma_high)
+    match config.schedule:
+        case "cosine":
+            return schedules.cosine_gamma(*ends)
+        case "sigmoid":
+            return schedules.sigmoid_gamma(*ends)
+    return schedules.linear_gamma(*ends)
 
 
 def make_optimizer(config: Config):
@@ -225,8 +239,8 @@ def make_optimizer(config: Config):
 
 def build(config: Config, shape: tuple[int, ...], levels: int, log_prior=None) -> DenoiserNetworks:
     """The networks for such images."""
-    make = {"mlp": partial(mlp_denoiser, width=config.width), "unet": partial(mlp_denoiser, width=config.width)}
-    of_levels = {"levels": levels, "log_prior": log_prior} if config.prediction == "levels" else {}
+    make = {"mlp": partial(mlp_denoiser, width=config.width), "unet": partial(unet_denoiser, channels=config.width)}
+    of_levels: dict[str, Any] = {"levels": levels, "log_prior": log_prior} if config.prediction == "levels" else {}
     return make[config.network](
         shape,
         prediction=config.prediction,
@@ -238,15 +252,12 @@ def build(config: Config, shape: tuple[int, ...], levels: int, log_prior=None) -
     )
 
 
-def log_frequencies(images, levels: int):
-    """Logarithms of how often every pixel of the training images has each level, half a count added."""
-    counts = jnp.stack([(images == level).sum(0) for level in range(levels)], -1) + 0.5
-    return jnp.log(counts / counts.sum(-1, keepdims=True))
-
-
 def make_loss(setup: Setup):
     """The loss on a batch `(images, labels)`, in nats per image where it is the bound."""
     config = setup.config
+    if config.variance == "optimal":
+        # it follows from the law that the mean is of: nothing of it is left to train
+        setup = setup._replace(config=dataclasses.replace(config, variance="posterior"))
 
     def one(key, params, schedule, image, label, t):
         key_dropout, key_noise = jax.random.split(key)
@@ -319,31 +330,52 @@ def measure_bound(key, setup: Setup, params, images, labels=None) -> DiffusionBo
             bounds = jax.lax.map(lambda pair: sampled_bound(pair[0], model, schedule, image, pair[1]), (keys, drawn))
             return jax.tree.map(lambda terms: terms.mean(0), bounds)
 
-        return jax.lax.map(one, (jax.random.split(key, len(images)), images, labels), batch_size=450)
+        return jax.lax.map(one, (jax.random.split(key, len(images)), images, labels), batch_size=BATCH)
 
     return measure(params, images, labels)
 
 
-def likelihoods(bound: DiffusionBound, given_class: DiffusionBound | None, dimensions: int) -> dict[str, cards.Number]:
-    """The bound and its terms, with standard errors over images."""
-    unit = dimensions * math.log(2)
+def measure_continuous(key, setup: Setup, params, images):
+    """The bound of each image were there infinitely many steps, `(n,)` in nats, from times spread evenly."""
 
-    def number(nats, unit_name="bits/dim", scale=unit) -> cards.Number:
-        estimate = evaluation.over_examples(nats / scale)
-        return cards.number(estimate.value, estimate.standard_error, unit=unit_name)
+    @jax.jit
+    def measure(params, images):
+        gamma, (denoiser, model) = setup.gamma(params), setup.bind(params)
+        continuous = ContinuousModel(model.embed, denoiser, model.decode)
 
-    diffusion = bound.diffusion.reshape(len(bound.prior), -1).sum(1)
+        def one(example):
+            key, image = example
+            key_times, key_draws = jax.random.split(key)
+            ts = times.stratified_uniforms(key_times, setup.config.eval_times or CONTINUOUS_TIMES)
+            keys = jax.random.split(key_draws, len(ts))
+            bounds = jax.lax.map(lambda pair: continuous_bound(pair[0], continuous, gamma, image, pair[1]), (keys, ts))
+            return bounds.prior[0] + bounds.diffusion.mean() + bounds.reconstruction.mean()
+
+        return jax.lax.map(one, (jax.random.split(key, len(images)), images), batch_size=BATCH)
+
+    return measure(params, images)
+
+
+def likelihoods(key, setup: Setup, params, images, labels) -> tuple[dict[str, cards.Number], DiffusionBound]:
+    """The bound and its terms with standard errors over images; and what they are made of."""
+    key_bound, key_given, key_continuous = jax.random.split(key, 3)
+    bound = measure_bound(key_bound, setup, params, images)
+    diffusion = bound.diffusion.reshape(len(images), -1).sum(1)
     total = bound.prior + diffusion + bound.reconstruction
-    numbers = {
-        "bits_per_dim": number(total),
-        "prior": number(bound.prior),
-        "diffusion": number(diffusion),
-        "reconstruction": number(bound.reconstruction),
-        "nll_bound": number(total, "nats", 1),
+    in_bits = {
+        "bits_per_dim": total,
+        "prior": bound.prior,
+        "diffusion": diffusion,
+        "reconstruction": bound.reconstruction,
+        "bits_per_dim_continuous": measure_continuous(key_continuous, setup, params, images),
     }
-    if given_class is not None:
-        numbers["bits_per_dim_given_class"] = number(jax.vmap(DiffusionBound.total)(given_class))
-    return numbers
+    if setup.config.conditional:
+        given = measure_bound(key_given, setup, params, images, labels)
+        in_bits["bits_per_dim_given_class"] = jax.vmap(DiffusionBound.total)(given)
+    unit = images[0].size * math.log(2)
+    estimates = {name: (evaluation.over_examples(nats / unit), "bits/dim") for name, nats in in_bits.items()}
+    estimates["nll_bound"] = (evaluation.over_examples(total), "nats")
+    return {name: cards.number(e.value, e.standard_error, unit=unit) for name, (e, unit) in estimates.items()}, bound
 
 
 def draw(key, setup: Setup, params, label=None, w=0.0):
@@ -357,7 +389,8 @@ def draw(key, setup: Setup, params, label=None, w=0.0):
     ladder = samplers.descent(schedule, setup.config.sampler_steps)
     match setup.config.sampler:
         case "ancestral":
-            x0 = samplers.ancestral(key_chain, reverse_kernel(denoiser), ladder, start)
+            kernel = reverse_kernel(denoiser, setup.variance(params["network"], label))
+            x0 = samplers.ancestral(key_chain, kernel, ladder, start)
         case "ddim":
             x0 = samplers.ancestral(key_chain, samplers.ddim_kernel(denoiser), ladder, start)
         case "heun":
@@ -382,7 +415,7 @@ def guided_samples(key, setup: Setup, params):
 def of_class(setup: Setup, drawn) -> dict[str, cards.Number]:
     """How many guided samples the nearest training image says are of the class asked for, and how many test images."""
     data = setup.data
-    known, known_labels = jnp.asarray(data.train_images[:10_000], jnp.float32), data.train_labels[:10_000]
+    known, known_labels = jnp.asarray(data.train_images[:10_000], jnp.float32), jnp.asarray(data.train_labels[:10_000])
     test, asked = jnp.asarray(data.test_images[:1000], jnp.float32), jnp.repeat(jnp.arange(CLASSES), PER_CLASS)
 
     def right(images, labels) -> cards.Number:
@@ -394,49 +427,19 @@ def of_class(setup: Setup, drawn) -> dict[str, cards.Number]:
     return numbers | {"nearest_accuracy": right(test, data.test_labels[:1000])}
 
 
-def completions(key, setup: Setup, params, images, known):
-    """Images `(n, *shape)` with what is unknown drawn again: by replacement, and by RePaint with 10 repetitions."""
-
-    @jax.jit
-    def complete(params, images):
-        schedule = setup.schedule(params)
-        reverse = reverse_kernel(setup.bind(params)[0])
-        ladder = samplers.descent(schedule, min(setup.config.timesteps, 100))
-        methods = [
-            (inpainting.replacement_kernel, ladder),
-            (inpainting.repaint_kernel, inpainting.resampling(ladder, repetitions=10, jump=10)),
-        ]
-
-        def one(key, image, kernel, levels):
-            key_start, key_chain = jax.random.split(key)
-            start, x0 = jax.random.normal(key_start, image.shape), setup.embed(image)
-            drawn = samplers.ancestral(key_chain, kernel(reverse, x0, known), levels, start)
-            return jnp.where(known, image, setup.stored(drawn))
-
-        keys = jax.random.split(key, len(images))
-        return [jax.vmap(partial(one, kernel=kernel, levels=levels))(keys, images) for kernel, levels in methods]
-
-    return complete(params, images)
-
-
 def draw_figures(key, setup: Setup, params, guided, bound: DiffusionBound) -> dict[str, Any]:
     """The run's pictures by name."""
     key_samples, key_both, key_known = jax.random.split(key, 3)
-    config, data = setup.config, setup.data
-    test = jnp.asarray(data.test_images[:12], jnp.float32)
-    drawn = jax.jit(jax.vmap(lambda key: draw(key, setup, params)))(jax.random.split(key_samples, 60))
-    train = jnp.asarray(data.train_images[:10_000], jnp.float32)
-    nearest = train[conditional.nearest_label(train, jnp.arange(len(train)), drawn)]
+    config, data, schedule = setup.config, setup.data, setup.schedule(params)
     denoiser, model = setup.bind(params)
-    schedule = setup.schedule(params)
-    known = jnp.broadcast_to(jnp.arange(test.shape[1])[:, None] < test.shape[1] // 2, test.shape[1:])
-    filled = completions(key_known, setup, params, test, known)
+    test = jnp.asarray(data.test_images[:12], jnp.float32)
+    train = jnp.asarray(data.train_images[:10_000], jnp.float32)
+    drawn = jax.jit(jax.vmap(lambda key: draw(key, setup, params)))(jax.random.split(key_samples, 60))
+    nearest = train[conditional.nearest_label(train, jnp.arange(len(train)), drawn)]
     figures = {
         "samples": diffusion_pictures.samples(drawn, nearest),
         "both_ways": diffusion_pictures.both_ways(key_both, denoiser, model.reverse, schedule, setup.embed(test[0])),
-        "inpainting": diffusion_pictures.inpainting(
-            test, jnp.where(known, test, 0), filled, ["by replacement", "by RePaint"]
-        ),
+        "inpainting": diffusion_pictures.inpainting(key_known, model, schedule, test, setup.stored),
     }
     if guided is not None:
         names = FASHION if config.dataset == "fashion_mnist" else [str(y) for y in range(CLASSES)]
@@ -451,7 +454,13 @@ def main(config: Config, run: Run) -> cards.Card:
     with preparing() as begin:
         validate(config, run)
         data = load_data(config.dataset, run, batch_size=config.batch_size, validation=config.validation).on_device()
-        log_prior = log_frequencies(data.train_images, data.levels) if config.prediction == "levels" else None
+        if config.eval_images > len(data.test_images):
+            raise ValueError(f"eval_images must be at most the {len(data.test_images)} test images")
+        log_prior = (
+            log_frequencies(jnp.asarray(data.train_images), levels=data.levels)
+            if config.prediction == "levels"
+            else None
+        )
         setup = Setup(config, data, build(config, data.train_images.shape[1:], data.levels, log_prior))
         key_init, key_data, key_train, key_test = jax.random.split(jax.random.key(config.seed), 4)
         optimizer = make_optimizer(config)
@@ -463,12 +472,9 @@ def main(config: Config, run: Run) -> cards.Card:
         state = experiment.train(
             key_train, make_loss(setup), batch, optimizer, state, steps=config.steps, ema_decay=config.ema_decay
         )
-        key_bound, key_given, key_guided, key_pictures = jax.random.split(key_test, 4)
+        key_bound, key_guided, key_pictures = jax.random.split(key_test, 3)
         params, count = state.averaged, config.eval_images or len(data.test_images)
-        images, labels = data.test_images[:count], data.test_labels[:count]
-        bound = measure_bound(key_bound, setup, params, images)
-        given = measure_bound(key_given, setup, params, images, labels) if config.conditional else None
-        numbers = likelihoods(bound, given, images[0].size)
+        numbers, bound = likelihoods(key_bound, setup, params, data.test_images[:count], data.test_labels[:count])
         guided = guided_samples(key_guided, setup, params) if config.conditional else None
         if guided is not None:
             numbers |= of_class(setup, guided)

@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,19 +28,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbjax import cards, datasets, em, leaderboard, progress, runs
+from vbjax.diffusion.bound import DiffusionModel
+from vbjax.diffusion.decoders import embed_levels
+from vbjax.diffusion.process import reverse_kernel
+from vbjax.diffusion.schedules import discretise, linear_gamma
 from vbjax.evaluation import Evidence
 from vbjax.experiment import Experiment, Run, check_counts, command_line, load_data, preparing
 from vbjax.leaderboard import Entry
+from vbjax.networks.denoisers import mlp_denoiser
 from vbjax.networks.hierarchical_vae import hierarchical_vae
 from vbjax.networks.vae import mlp_vae
-from vbjax.recipe import count_parameters, fit_vae
+from vbjax.recipe import count_parameters, fit_denoiser, fit_vae, log_frequencies
 from vbjax.reports import page
 from vbjax.reports.leaderboard import drawing, leaderboard_section, ranking, text_table
 
-GREY = ("counted", "categoricals", "diagonal", "gaussians", "ppca", "factors")
+GREY = ("counted", "categoricals", "diagonal", "gaussians", "ppca", "factors", "diffusion")
 BITS = ("counted", "bernoullis")
 TRAINED = ("vae", "iwae", "hierarchical", "flow_prior", "autoregressive")
-"""Rows by data: classical models of grey levels, of bits; and those trained by gradients."""
+"""Rows by data: those of grey levels only, of bits only; and networks trained on either."""
+DIFFUSION_ENDS, DIFFUSION_TIMES, DIFFUSION_STEPS = (-8.0, 6.0), 1000, 1000
+"""γ at both ends of the chain, for grey levels an eighth apart; its length; and when longer training overfits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +57,8 @@ class Config:
     dataset: Literal["digits", "mnist", "fashion_mnist"] = "digits"
     """Data set; all but the digits come from tensorflow-datasets, and are binarised at half range."""
     rows: tuple[str, ...] = ()
-    """Rows by name; none means all: counted, categoricals, diagonal, gaussians, ppca, factors (grey levels) or
-    bernoullis (bits), vae, iwae, hierarchical, flow_prior, autoregressive."""
+    """Rows by name; none means all: counted, categoricals, diagonal, gaussians, ppca, factors, diffusion (grey levels)
+    or bernoullis (bits), vae, iwae, hierarchical, flow_prior, autoregressive."""
     latent_dim: int = 24
     """Dimension of z."""
     hidden: tuple[int, ...] = (512, 512)
@@ -144,6 +152,35 @@ def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]
 
         return make
 
+    def diffusion(key):
+        key_train, key_test = jax.random.split(key)
+        begin, (low, high), steps = time.perf_counter(), DIFFUSION_ENDS, min(config.steps, DIFFUSION_STEPS)
+        frequencies = log_frequencies(jnp.asarray(data.train_images), levels=levels)
+        networks = mlp_denoiser(
+            shape, prediction="levels", width=config.hidden[0], dropout=0.5, levels=levels, log_prior=frequencies
+        )
+        embed = partial(embed_levels, levels=levels)
+        with progress.Progress(steps, quiet=run.quiet) as bar:
+            state = fit_denoiser(
+                key_train,
+                networks,
+                embed(jnp.asarray(data.train_images)),
+                low=low,
+                high=high,
+                steps=steps,
+                on_chunk=lambda state, row: bar.update(row),
+            )
+        reverse = reverse_kernel(networks.bind(state.averaged), networks.bind_variance(state.averaged))
+        return leaderboard.by_diffusion(
+            key_test,
+            "diffusion",
+            DiffusionModel(embed, reverse, networks.bind_levels(state.averaged)),
+            discretise(linear_gamma(low, high), DIFFUSION_TIMES),
+            data,
+            parameters=count_parameters(state.params),
+            seconds=time.perf_counter() - begin,
+        )
+
     slow: dict[str, Any] = {"tolerance": 1e-6, "restarts": 1}
     return {
         "counted": lambda key: leaderboard.counted(data),
@@ -155,6 +192,7 @@ def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]
         "gaussians": fitted(f"mixture of {few} full normals", em.full_gaussians(few, floor=1 / 12)),
         "ppca": fitted("probabilistic PCA", em.ppca(min(50, data.train_images[0].size - 1)), **slow),
         "factors": fitted("factor analysis", em.factor_analysis(30, floor=1 / 12), **slow),
+        "diffusion": diffusion,
         "vae": trained("VAE trained on the ELBO", plain, 1),
         "iwae": trained(f"VAE trained on IWAE-{config.samples}", plain, config.samples),
         "hierarchical": trained(f"hierarchical VAE, IWAE-{config.samples}", levels_of_latents, config.samples),

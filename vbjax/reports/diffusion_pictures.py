@@ -3,15 +3,18 @@
 Each function returns a matplotlib figure. Images are `(rows, columns)` or with channels, as stored: 0 is white.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from vbjax.diffusion.bound import DiffusionBound
+from vbjax.diffusion.bound import DiffusionBound, DiffusionModel
+from vbjax.diffusion.inpainting import repaint_kernel, replacement_kernel, resampling
 from vbjax.diffusion.process import Denoiser, Reverse, marginal
-from vbjax.diffusion.samplers import ancestral_path, descent
+from vbjax.diffusion.samplers import ancestral, ancestral_path, descent
 from vbjax.diffusion.schedules import Schedule
 from vbjax.reports.pictures import sheet
 from vbjax.types import PRNGKey
@@ -59,12 +62,38 @@ def both_ways(key: PRNGKey, denoiser: Denoiser, reverse: Reverse, schedule: Sche
     titles = [f"γ = {float(levels[i]):.1f}" for i in shown]
     words = ["test image → x_t", "its x̂_0", "chain ← noise, x_t", "its x̂_0"]
     # grey levels from white to black, and noise beyond them clipped
-    return sheet([np.clip(np.asarray(row) + 1, 0, 2) for row in rows], words, header=titles)
+    return sheet([jnp.clip(row + 1, 0, 2) for row in rows], words, header=titles)
 
 
-def inpainting(images: Array, masked: Array, completed: Sequence[Array], names: Sequence[str]):
-    """Images, what was shown of them, and completions by each method, `(n, *shape)` each."""
-    return sheet([images, masked, *completed], ["image", "known", *names], smooth=True)
+def inpainting(
+    key: PRNGKey, model: DiffusionModel, schedule: Schedule, images: Array, stored: Callable[[Array], Array]
+):
+    """Images, their upper halves, and the lower halves drawn anew by replacement and by RePaint.
+
+    stored: from x_0 to an image.
+    """
+    known = jnp.broadcast_to(jnp.arange(images.shape[1])[:, None] < images.shape[1] // 2, images.shape[1:])
+    ladder = descent(schedule, min(schedule.steps, 100))
+    ladders = [
+        (replacement_kernel, "replacement", ladder),
+        (repaint_kernel, "RePaint", resampling(ladder, repetitions=10, jump=10)),
+    ]
+
+    @partial(jax.jit, static_argnums=1)
+    def complete(keys: Array, kernel: Callable[..., Reverse], levels: Array) -> Array:
+        def one(key: PRNGKey, image: Array) -> Array:
+            key_start, key_chain = jax.random.split(key)
+            start = jax.random.normal(key_start, image.shape)
+            drawn = ancestral(key_chain, kernel(model.reverse, model.embed(image), known), levels, start)
+            return jnp.where(known, image, stored(drawn))
+
+        return jax.vmap(one)(keys, images)
+
+    keys = jax.random.split(key, len(images))
+    rows = [complete(keys, kernel, levels) for kernel, _, levels in ladders]
+    return sheet(
+        [images, jnp.where(known, images, 0), *rows], ["image", "known", *(name for _, name, _ in ladders)], smooth=True
+    )
 
 
 def terms(bound: DiffusionBound, schedule: Schedule, dimensions: int):

@@ -1,0 +1,181 @@
+"""experiments/ddpm.py as users meet it: losses train, runs resume to the same bits, refusals come before any work."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import ddpm
+from vbjax import cards, datasets, runs, training
+from vbjax.diffusion import times
+from vbjax.experiment import Run
+from vbjax.recipe import log_frequencies
+
+TINY = ddpm.Config(
+    width=16, blocks=1, dropout=0.1, timesteps=12, sampler_steps=6, guidance=(0.0, 2.0), steps=200, batch_size=32
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_key_reuse_check():
+    """Under vmap the checker takes the keys of a scan for used ones: their split is transposed first."""
+    with jax.debug_key_reuse(False):
+        yield
+
+
+def run_in(folder, **options):
+    return Run(out=folder, quiet=True, checkpoint_every=100, **options)
+
+
+def setup_of(config):
+    data = datasets.load("digits").on_device()
+    log_prior = log_frequencies(data.train_images, levels=17) if config.prediction == "levels" else None
+    return ddpm.Setup(config, data, ddpm.build(config, (8, 8), 17, log_prior))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"timesteps": 1}, "timesteps"),
+        ({"width": 0}, "width"),
+        ({"batch_size": 5000}, "1347 training examples"),
+        ({"validation": 1347}, "validation"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"gamma_low": 7.0}, "low"),
+        ({"gamma_high": math.nan}, "high"),
+        ({"schedule": "linear", "gamma_high": 5.0}, "not read by schedule 'linear'"),
+        ({"schedule": "learned", "loss": "simple"}, "trained by the bound"),
+        ({"prediction": "v", "variance": "optimal"}, "needs prediction 'levels'"),
+        ({"variance": "learned"}, "variance 'learned'"),
+        ({"prediction": "v", "variance": "learned", "loss": "simple"}, "a loss that trains it"),
+        ({"prediction": "v", "variance": "posterior", "loss": "hybrid"}, "there for variance 'learned'"),
+        ({"dataset": "mnist"}, "784 x 256"),
+        ({"null_rate": 0.0}, "null_rate"),
+        ({"guidance": ()}, "guidance"),
+        ({"guidance": (math.inf,)}, "guidance"),
+        ({"conditional": False, "null_rate": 0.1}, "read with conditional only"),
+        ({"sampler_steps": 13}, "sampler_steps"),
+        ({"eval_times": 13}, "eval_times"),
+        ({"eval_images": 451}, "450 test images"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_input_leaves_with_code_2_one_line_and_no_folder(changes, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        ddpm.main(dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"))
+    assert refusal.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    with jax.debug_key_reuse(False):
+        return folder, ddpm.main(TINY, run_in(folder))
+
+
+def test_a_run_leaves_metrics_pictures_and_a_card_whose_terms_sum_to_its_bound(finished):
+    folder, card = finished
+    assert cards.load_card(folder / "card.json") == card
+    assert [row["step"] for row in runs.read_metrics(folder / "metrics.jsonl")] == [100, 200]
+    names = {path.stem for path in (folder / "pictures").iterdir()}
+    assert names == {"samples", "both_ways", "inpainting", "guidance", "terms"}
+    value = {name: number.value for name, number in card.numbers.items()}
+    assert value["bits_per_dim"] == pytest.approx(value["prior"] + value["diffusion"] + value["reconstruction"])
+    assert value["nll_bound"] == pytest.approx(value["bits_per_dim"] * 64 * math.log(2))
+    # uniform pixels cost log2(17) = 4.087 bits, and twelve steps are few
+    assert 2 < value["bits_per_dim"] < 4.087
+    # each is of the size that γ from -9 to 6 makes it
+    assert 0 < value["prior"] < 0.01
+    assert {"of_class_w0", "of_class_w2", "nearest_accuracy"} < {*value}
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_resumes_to_the_same_bits(finished, tmp_path, monkeypatch):
+    _, whole = finished
+    log = runs.RunFolder.log
+
+    def interrupted(folder, row):
+        if row["step"] == 200:
+            raise KeyboardInterrupt
+        log(folder, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.RunFolder, "log", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ddpm.main(TINY, run_in(tmp_path / "cut"))
+    assert ddpm.main(TINY, run_in(tmp_path / "cut", resume=True)).numbers == whole.numbers
+
+
+LEARNED = {"loss": "importance", "schedule": "learned", "variance": "optimal"}
+HO_2020 = {"prediction": "epsilon", "variance": "posterior", "schedule": "linear", "loss": "simple"}
+WITHOUT_CLASSES = {"conditional": False, "guidance": ddpm.Config.guidance}
+NICHOL_2021 = {"prediction": "v", "schedule": "cosine", "loss": "hybrid", "variance": "learned"}
+
+
+@pytest.mark.parametrize("changes", [LEARNED, HO_2020 | WITHOUT_CLASSES, NICHOL_2021])
+def test_a_step_of_each_kind_of_training_is_finite_and_moves_every_parameter_that_it_should(changes):
+    config = dataclasses.replace(TINY, **changes)
+    ddpm.validate(config, Run())
+    setup, optimizer = setup_of(config), ddpm.make_optimizer(config)
+    state = training.init_state(setup.init(jax.random.key(0)), optimizer)
+    examples = (setup.data.train_images[:16], setup.data.train_labels[:16])
+
+    @jax.jit
+    def step(state):
+        batch = lambda step: examples  # noqa: E731
+        return training.train_step(jax.random.key(1), ddpm.make_loss(setup), batch, optimizer, state)
+
+    after, (value, _) = step(state)
+    assert np.isfinite(value)
+    learned = {"schedule", "history"} if config.loss == "importance" else set()
+    assert set(after.params) == {"network"} | learned
+    last = after.params["network"]["params"]["outputs"]["kernel"]
+    assert np.abs(last).max() > 0
+    if config.loss == "importance":
+        assert after.params["history"]["counts"].sum() == 16
+        assert np.abs(after.params["schedule"].log_heights - state.params["schedule"].log_heights).max() > 0
+        # its ends are given
+        schedule = setup.schedule(after.params)
+        np.testing.assert_allclose(schedule.gamma[-1], config.gamma_high, rtol=1e-6)
+
+
+def test_the_history_that_descent_carries_is_the_one_that_records_the_losses():
+    key_t, key_loss = jax.random.split(jax.random.key(3))
+    t = jax.random.randint(key_t, (40,), 1, 13)
+    values = jax.random.uniform(key_loss, (40,))
+    empty = times.empty_history(12)
+    params = {"history": {"squares": empty.squares, "counts": empty.counts.astype(jnp.float32)}}
+    zero, slope = jax.value_and_grad(ddpm.remembered)(params, t, values)
+    carried = jax.tree.map(lambda old, gradient: old - gradient, params, slope)
+    expected = empty.record(t, values)
+    assert zero == 0
+    np.testing.assert_allclose(carried["history"]["squares"], expected.squares, rtol=1e-6)
+    np.testing.assert_array_equal(carried["history"]["counts"], expected.counts)
+
+
+def test_the_bound_at_some_times_estimates_the_bound_at_all_of_them():
+    """z below 5.5 is missed with probability below 1e-6; a term too many or too few would move it by tens."""
+    setup = setup_of(TINY)
+    params = setup.init(jax.random.key(0))
+    images = setup.data.test_images
+    some = setup._replace(config=dataclasses.replace(TINY, eval_times=3))
+    whole = ddpm.measure_bound(jax.random.key(1), setup, params, images)
+    drawn = ddpm.measure_bound(jax.random.key(2), some, params, images)
+    for both in (
+        lambda b: b.diffusion.reshape(len(images), -1).sum(1),
+        lambda b: b.reconstruction,
+    ):
+        difference = np.asarray(both(drawn) - both(whole), np.float64)
+        z = difference.mean() / (difference.std(ddof=1) / math.sqrt(len(images)))
+        assert abs(z) < 5.5
+    np.testing.assert_allclose(drawn.prior, whole.prior, rtol=1e-5)
