@@ -17,6 +17,10 @@ CHAPTERS = {
     1: "Latent variables and variational Bayes",
     2: "Gradient estimators",
     3: "Variational auto-encoders",
+    4: "Generative adversarial networks",
+    6: "Auto-encoders and PCA",
+    7: "EM, probabilistic PCA and k-means",
+    8: "Conditional VAEs and the geometry of codes",
 }
 _MODULES = (
     "latent_variables",
@@ -26,6 +30,11 @@ _MODULES = (
     "reparameterisation",
     "variational_autoencoders",
     "codes",
+    "objectives",
+    "adversarial",
+    "autoencoders",
+    "expectation_maximisation",
+    "conditional_codes",
 )
 
 
