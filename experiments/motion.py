@@ -320,7 +320,7 @@ def pictures(
     pasts, futures, shown = evaluated
     figures = {}
     for index in range(2):
-        drawn = {name: setting.in_metres(shown[name][index, :5]) for name in ("exact", *NOISES)}
+        drawn = {name: setting.in_metres(shown[name][index, :3]) for name in ("exact", *NOISES)}
         past, truth = setting.in_metres(pasts[index]), setting.in_metres(futures[index])
         figures[f"futures_{index + 1}"] = motion_pictures.futures(past, truth, drawn, walking.PARENTS)
 
@@ -336,8 +336,8 @@ def pictures(
             for t, k in zip(columns, jax.random.split(key, len(columns)), strict=True)
         ]
         down = jax.jit(lambda k, model=model, noise=noise: anisotropic.sample_path(k, model, noise))(key)
-        strip[f"{name},\nforwards"] = [setting.in_metres(x)[-1] for x in x_t]
-        strip[f"{name},\nbackwards"] = [setting.in_metres(down[t])[-1] for t in columns]
+        strip[f"{name},\nforwards →"] = [setting.in_metres(x)[-1] for x in x_t]
+        strip[f"{name},\nbackwards ←"] = [setting.in_metres(down[t])[-1] for t in columns]
     figures["diffusion"] = motion_pictures.strip(strip, [f"t = {t}" for t in columns], walking.PARENTS)
 
     noise, frames = setting.noises[1], setting.past + setting.future

@@ -181,6 +181,7 @@ def test_the_script_writes_a_card_with_paired_gains_and_resumes_to_the_same_numb
     assert again.numbers == card.numbers
 
 
+@pytest.mark.slow
 def test_models_trained_side_by_side_have_the_gradients_of_each_alone():
     setting, networks = script.Setting.of(TINY), script.build(TINY)
     params = script.init(jax.random.key(0), TINY, networks)

@@ -58,17 +58,17 @@ def spectra(
     modes = np.arange(1, len(eigenvalues) + 1)
     left.plot(modes, data, "o-", color=_TRUTH, label="futures")
     left.plot(modes, unseen, "s-", color=_DRAWN[2], label="futures given their past")
-    left.plot(modes, eigenvalues, "^--", color=_DRAWN[1], label="eigenvalue of Σ_N")
-    left.set(yscale="symlog", ylabel="variance", title="data in the modes of the skeleton")
+    left.plot(modes, eigenvalues, "^--", color=_DRAWN[1], label=r"eigenvalue of $\Sigma_N$")
+    left.set(ylabel="variance", title="data in the modes of the skeleton")
     left.set_yscale("symlog", linthresh=0.02)
     left.set_ylim(bottom=0)
     for (name, values), style in zip(noises.items(), ("--", "-"), strict=True):
         for index, (level, words) in enumerate(zip(values, times, strict=True)):
             colour = _DRAWN[index % len(_DRAWN)]
             right.plot(modes, level, style, color=colour, label=f"{name}, {words}")
-    right.set(yscale="log", ylabel="variance", title="noise in x_t")
+    right.set(yscale="log", ylabel="variance", title="noise in $x_t$")
     for axes in (left, right):
-        axes.set(xlabel="mode, from λ_min to λ_max", xticks=modes)
+        axes.set(xlabel=r"mode, from $\lambda_{min}$ to $\lambda_{max}$", xticks=modes)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=7, frameon=False)
     return figure
