@@ -4,12 +4,13 @@
     python experiments/motion.py --resume        # go on after an interruption
 
 Two diffusion models of the future given the past, trained on the same batches, times and noise by the same network
-from the same start; only the covariance of the noise over the joints differs. The motions are synthetic, of a known
-law: so the card holds, beside each model's bound on -log p(future|past), the exact value, and beside its sets of
-futures those of the exact law. Everything is repeated for several seeds in one run, and the differences are paired:
-The reverse variances are measured, one for each mode and time, on fresh motions.
-`gain_...` is white less anisotropic, positive where the skeleton's noise wins, with an interval over seeds and test
-motions. `white_prior_...` starts the anisotropic model from white noise, the usual mistake.
+from the same start; only the covariance of the noise over the joints differs. Their reverse variances are measured on
+fresh motions, one for each mode and time. The motions are synthetic, of a known law: so the card holds, beside each
+model's bound on -log p(future|past), the exact value, and beside its sets of futures those of the exact law.
+
+Everything is repeated for several seeds in one run, and the differences are paired: `gain_...` is white less
+anisotropic, positive where noise along the skeleton wins (for apd: where it is less diverse), with an interval over
+seeds and test motions. `white_prior_...` starts the anisotropic model from white noise, the usual mistake.
 """
 
 import dataclasses
