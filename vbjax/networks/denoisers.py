@@ -26,7 +26,7 @@ from vbjax.diffusion.process import (
 )
 from vbjax.distributions import Categorical
 from vbjax.networks.conditioning import Conditioning, Label, check_label
-from vbjax.networks.unet import UNet
+from vbjax.networks.unet import GroupNorm, UNet
 from vbjax.types import Params, PRNGKey, Scalar
 
 Prediction = Literal["epsilon", "x0", "v", "score", "levels"]
@@ -170,6 +170,11 @@ class DenoiserNetworks(NamedTuple):
         return outputs
 
 
+def _normalised(h: Array) -> Array:
+    """Apply a layer norm, one group of one pixel; called in a compact method, whose submodule it becomes."""
+    return GroupNorm(1)(h[None, None])[0, 0]
+
+
 class ResidualMLP(nn.Module):
     """(x_t, γ, label) -> `(*shape, outputs)` by residual blocks of two dense layers, the conditioning added between."""
 
@@ -188,13 +193,13 @@ class ResidualMLP(nn.Module):
         told = Conditioning(self.width, self.classes)(gamma, label)
         h = nn.Dense(self.width)(x.ravel())
         for block_key in keys:
-            y = nn.Dense(self.width)(nn.silu(nn.LayerNorm()(h))) + nn.Dense(self.width, use_bias=False)(told)
-            y = nn.silu(nn.LayerNorm()(y))
+            y = nn.Dense(self.width)(nn.silu(_normalised(h))) + nn.Dense(self.width, use_bias=False)(told)
+            y = nn.silu(_normalised(y))
             if self.dropout and block_key is not None:
                 y = nn.Dropout(self.dropout, deterministic=False)(y, rng=block_key)
             h = h + nn.Dense(self.width)(y)
         last = nn.Dense(x.size * self.outputs, kernel_init=nn.initializers.zeros_init(), name="outputs")
-        return last(nn.silu(nn.LayerNorm()(h))).reshape(*x.shape, self.outputs)
+        return last(nn.silu(_normalised(h))).reshape(*x.shape, self.outputs)
 
 
 def mlp_denoiser(

@@ -124,7 +124,8 @@ class SelfAttention(nn.Module):
         pixels = GroupNorm(self.groups)(x).reshape(height * width, channels)
         q, k, v = jnp.split(nn.Dense(3 * channels)(pixels).reshape(height * width, self.heads, -1), 3, -1)
         logits = jnp.einsum("qhc,khc->hqk", q, k) / math.sqrt(q.shape[-1])
-        weights = nn.softmax(logits.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+        precise = logits.dtype if jnp.finfo(logits.dtype).bits >= 32 else jnp.float32
+        weights = nn.softmax(logits.astype(precise)).astype(x.dtype)
         seen = jnp.einsum("hqk,khc->qhc", weights, v).reshape(height * width, channels)
         return x + nn.Dense(channels, kernel_init=_ZEROS, name="outputs")(seen).reshape(x.shape)
 
