@@ -42,10 +42,10 @@ from vbjax.recipe import count_parameters, fit_denoiser, fit_vae, log_frequencie
 from vbjax.reports import page
 from vbjax.reports.leaderboard import drawing, leaderboard_section, ranking, text_table
 
-GREY = ("counted", "categoricals", "diagonal", "gaussians", "ppca", "factors", "diffusion")
+GREY = ("counted", "categoricals", "diagonal", "gaussians", "ppca", "factors")
 BITS = ("counted", "bernoullis")
 TRAINED = ("vae", "iwae", "hierarchical", "flow_prior", "autoregressive")
-"""Rows by data: those of grey levels only, of bits only; and networks trained on either."""
+"""Rows by data: classical models of grey levels, of bits; those trained by gradients; digits have "diffusion" too."""
 DIFFUSION_ENDS, DIFFUSION_TIMES, DIFFUSION_STEPS = (-8.0, 6.0), 1000, 1000
 """γ at both ends of the chain, for grey levels an eighth apart; its length; and when longer training overfits."""
 
@@ -57,8 +57,8 @@ class Config:
     dataset: Literal["digits", "mnist", "fashion_mnist"] = "digits"
     """Data set; all but the digits come from tensorflow-datasets, and are binarised at half range."""
     rows: tuple[str, ...] = ()
-    """Rows by name; none means all: counted, categoricals, diagonal, gaussians, ppca, factors, diffusion (grey levels)
-    or bernoullis (bits), vae, iwae, hierarchical, flow_prior, autoregressive."""
+    """Rows by name; none means all: counted, categoricals, diagonal, gaussians, ppca, factors (grey levels) or
+    bernoullis (bits), vae, iwae, hierarchical, flow_prior, autoregressive, diffusion (grey levels)."""
     latent_dim: int = 24
     """Dimension of z."""
     hidden: tuple[int, ...] = (512, 512)
@@ -91,7 +91,7 @@ Maker = Callable[[jax.Array], Entry]
 
 def row_names(config: Config) -> tuple[str, ...]:
     """The rows to make, in order; raises ValueError for one that this data set has not."""
-    every = (*(GREY if config.dataset == "digits" else BITS), *TRAINED)
+    every = (*GREY, *TRAINED, "diffusion") if config.dataset == "digits" else (*BITS, *TRAINED)
     unknown = [name for name in config.rows if name not in every]
     if unknown:
         raise ValueError(f"rows must be among {', '.join(every)} for {config.dataset}, got {', '.join(unknown)}")
@@ -192,12 +192,12 @@ def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]
         "gaussians": fitted(f"mixture of {few} full normals", em.full_gaussians(few, floor=1 / 12)),
         "ppca": fitted("probabilistic PCA", em.ppca(min(50, data.train_images[0].size - 1)), **slow),
         "factors": fitted("factor analysis", em.factor_analysis(30, floor=1 / 12), **slow),
-        "diffusion": diffusion,
         "vae": trained("VAE trained on the ELBO", plain, 1),
         "iwae": trained(f"VAE trained on IWAE-{config.samples}", plain, config.samples),
         "hierarchical": trained(f"hierarchical VAE, IWAE-{config.samples}", levels_of_latents, config.samples),
         "flow_prior": trained(f"VAE with a flow prior, IWAE-{config.samples}", flow, config.samples),
         "autoregressive": trained(f"flow prior, pixels look back, IWAE-{config.samples}", both, config.samples),
+        "diffusion": diffusion,
     }
 
 

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import holds_only_for
 
 from experiments import ddpm
-from vbjax import cards, datasets, runs, training
+from vbjax import cards, datasets, leaderboard, runs, training
 from vbjax.diffusion import times
 from vbjax.experiment import Run
 from vbjax.recipe import log_frequencies
@@ -122,7 +123,14 @@ WITHOUT_CLASSES = {"conditional": False, "guidance": ddpm.Config.guidance}
 NICHOL_2021 = {"prediction": "v", "schedule": "cosine", "loss": "hybrid", "variance": "learned"}
 
 
-@pytest.mark.parametrize("changes", [LEARNED, HO_2020 | WITHOUT_CLASSES, NICHOL_2021])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        HO_2020 | WITHOUT_CLASSES,
+        pytest.param(LEARNED, marks=pytest.mark.slow),
+        pytest.param(NICHOL_2021, marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_of_each_kind_of_training_is_finite_and_moves_every_parameter_that_it_should(changes):
     config = dataclasses.replace(TINY, **changes)
     ddpm.validate(config, Run())
@@ -139,8 +147,9 @@ def test_a_step_of_each_kind_of_training_is_finite_and_moves_every_parameter_tha
     assert np.isfinite(value)
     learned = {"schedule", "history"} if config.loss == "importance" else set()
     assert set(after.params) == {"network"} | learned
-    last = after.params["network"]["params"]["outputs"]["kernel"]
-    assert np.abs(last).max() > 0
+    last = np.abs(after.params["network"]["params"]["outputs"]["kernel"]).reshape(config.width, 64, -1)
+    assert last.shape[-1] == {"levels": 17, "v": 2}.get(config.prediction, 1)
+    assert (last.max((0, 1)) > 0).all()
     if config.loss == "importance":
         assert after.params["history"]["counts"].sum() == 16
         assert np.abs(after.params["schedule"].log_heights - state.params["schedule"].log_heights).max() > 0
@@ -163,6 +172,7 @@ def test_the_history_that_descent_carries_is_the_one_that_records_the_losses():
     np.testing.assert_array_equal(carried["history"]["counts"], expected.counts)
 
 
+@pytest.mark.slow
 def test_the_bound_at_some_times_estimates_the_bound_at_all_of_them():
     """z below 5.5 is missed with probability below 1e-6; a term too many or too few would move it by tens."""
     setup = setup_of(TINY)
@@ -179,3 +189,23 @@ def test_the_bound_at_some_times_estimates_the_bound_at_all_of_them():
         z = difference.mean() / (difference.std(ddof=1) / math.sqrt(len(images)))
         assert abs(z) < 5.5
     np.testing.assert_allclose(drawn.prior, whole.prior, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_leaderboard_entry_states_the_variance_that_new_draws_of_the_bound_have():
+    """500 draws for one image: the ratio of two variances has a standard error of sqrt(2/500), and 5.5 of them are
+    exceeded with probability below 1e-6; half or twice the variance is refused."""
+    setup = setup_of(dataclasses.replace(TINY, timesteps=100))
+    params = setup.init(jax.random.key(0))
+    same = jnp.repeat(setup.data.test_images[:1], 500, 0)
+    data = dataclasses.replace(setup.data, test_images=same, test_labels=jnp.zeros(500, jnp.int32))
+    entry = leaderboard.by_diffusion(
+        jax.random.key(4), "diffusion", setup.bind(params)[1], setup.schedule(params), data, parameters=1, seconds=0.0
+    )
+    assert entry.measured == "bound, T = 100"
+
+    def check(factor):
+        ratio = factor * entry.evidence.variance.mean() / entry.evidence.nats.var(ddof=1)
+        assert abs(ratio - 1) < 5.5 * math.sqrt(2 / 500)
+
+    holds_only_for(check, 1.0, 0.5, 2.0)
