@@ -60,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         "tour",
         help="run the derivation checks, a gradient-variance study and a VAE, and write one page about them",
         description="Checks the derivations of variational Bayes, studies gradient estimators exactly and by Monte "
-        "Carlo, trains a VAE on the digits, and writes it all to OUT/index.html. A few minutes on two cores.",
+        "Carlo, trains VAEs and a diffusion model on the digits, and writes it all to OUT/index.html. A few minutes on "
+        "two cores.",
     )
     tour.add_argument("--out", type=Path, default=Path("runs/tour"), help="folder for the page (default: runs/tour)")
     tour.add_argument("--seed", type=_seed, default=0, help="everything random follows from it (default: 0)")

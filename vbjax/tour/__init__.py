@@ -1,4 +1,4 @@
-"""The tour: derivations checked, gradient estimators studied, a VAE trained, and one page that shows it all.
+"""The tour: derivations checked, gradient estimators studied, models trained, and one page that shows it all.
 
 `tour` runs the parts in turn and writes `index.html`; each part is a function that returns a section of the page.
 """
@@ -23,13 +23,15 @@ from vbjax.studies.conformance import conformance
 from vbjax.studies.toy_problems import toy_problems
 from vbjax.tour import vae
 from vbjax.tour.conditional import conditional_section
+from vbjax.tour.diffusion import diffusion_section
+from vbjax.tour.games import games_section
 from vbjax.types import Estimate
 
 ESTIMATORS = ("pathwise", "score", "rloo")
 SAMPLES = (1, 2)
 REPLICATIONS = 100_000
 STEPS = 1500
-CONDITIONAL_STEPS = 600
+CONDITIONAL_STEPS, DIFFUSION_STEPS = 600, 800
 
 
 def tour(
@@ -44,11 +46,12 @@ def tour(
     """Run everything and write `out/index.html`; returns 0 if every statement held and every control was rejected.
 
     ids: derivations to check, none means all. methods: estimators to judge, None means all. replications: of each
-    estimator studied. steps: of the VAE's training. Raises RunError, before any work, if the folder cannot be written.
+    estimator studied. steps: of the VAE's training, and at most so many of the others'. Raises RunError, before any
+    work, if the folder cannot be written.
     """
     begin, provenance = time.perf_counter(), cards.provenance()
     target = runs.writable_folder(out) / "index.html"
-    key_vae, key_conditional, key_rows = jax.random.split(jax.random.key(seed), 3)
+    key_vae, key_conditional, key_rows, key_diffusion = jax.random.split(jax.random.key(seed), 4)
 
     with _part("checking derivations"):
         verdicts = list(command.verdicts_of(registry.select(ids), seed=seed))
@@ -69,8 +72,12 @@ def tour(
         vae_section, entry = vae.describe(trained)
     with _part("training a class-conditional VAE"):
         given_the_class = conditional_section(key_conditional, steps=min(steps, CONDITIONAL_STEPS))
+    with _part("training a diffusion model"):
+        diffused, diffusion_entry = diffusion_section(key_diffusion, steps=min(steps, DIFFUSION_STEPS))
     with _part("fitting mixtures by EM for the leaderboard"):
-        entries = [*vae.quick_rows(key_rows, trained.data), entry]
+        entries = [*vae.quick_rows(key_rows, trained.data), diffusion_entry, entry]
+    with _part("playing the smallest GAN"):
+        played = games_section()
     bits = entry.likelihood.bits_per_dim
 
     seconds = time.perf_counter() - begin
@@ -83,12 +90,14 @@ def tour(
             conformance_section(judged, title="Every estimator on one bit"),
             vae_section,
             given_the_class,
+            diffused,
             leaderboard_section(
                 entries, title="One leaderboard", about="The last 450 of scikit-learn's 8×8 digits, 17 levels a pixel."
             ),
+            played,
         ],
         subtitle="Derivations with both sides computed by independent routes, gradient estimators integrated exactly "
-        "and sampled, and variational auto-encoders measured on held-out digits.",
+        "and sampled, variational auto-encoders and a diffusion model measured on held-out digits, a game predicted.",
         provenance={
             "command": provenance["command"],
             "seed": seed,
