@@ -6,9 +6,10 @@
     python experiments/cycle_gan.py --resume        # go on after an interruption
 
 The second ring is the first one, turned and shrunk. No pairs are shown. Each generator maps one law onto the other,
-and the cycle loss asks that they undo each other; but for eight modes there are sixteen such maps, a turn or a
-reflection each, and neither loss prefers one: the identity loss does. The card says whether the modes are matched one
-to one, by how far points come back from a round trip, and how far they are moved. Look at pictures/pair.png first.
+and the cycle loss asks that they undo each other; but any matching of the modes will do, sixteen turns and reflections
+of the ring among them, and neither loss prefers one: the identity loss does. The card says whether the modes are
+matched one to one, how far from its start a round trip ends, and how far points are moved. Look at pictures/pair.png
+first.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from vbjax import cards, datasets, evaluation, sample_quality, training
+from vbjax import cards, datasets, evaluation, objectives, sample_quality, training
 from vbjax.experiment import Experiment, Run, check_counts, command_line, preparing
 from vbjax.gan import cycle, penalties, values
 from vbjax.networks.gan import mlp_gan
@@ -43,8 +44,9 @@ class Config:
     """Its size, of the first one's."""
     cycle: float = 5.0
     """Weight of the cycle loss, the mean absolute difference of a coordinate after a round trip."""
-    identity: float = 0.5
-    """Weight of the identity loss: points that are in a generator's range are to stay."""
+    identity: float = 5.0
+    """Weight of the identity loss at first: points that are in a generator's range are to stay. It falls to zero
+    half-way, because the true maps do not leave them alone."""
     r1: float = 0.02
     """Weight of the squared slope of the discriminators at the data."""
     hidden: tuple[int, ...] = (128, 128)
@@ -115,13 +117,8 @@ class Players:
         }
 
     def pair(self, params) -> cycle.Pair:
-        """The generators as maps: each adds to its point what the network says."""
-
-        def mapped(direction):
-            move = self.networks.generate({"generator": params["generator"][direction]})
-            return lambda x: x + move(x)
-
-        return cycle.Pair(*map(mapped, DIRECTIONS))
+        """The generators as maps. They do not start from the identity, which would choose a map by itself."""
+        return cycle.Pair(*(self.networks.generate({"generator": params["generator"][d]}) for d in DIRECTIONS))
 
     def judges(self, params):
         """The discriminators, of the second ring and of the first."""
@@ -129,10 +126,10 @@ class Players:
 
 
 def make_loss(config: Config, players: Players):
-    """What all players minimise on `(first, second)` points, added up: each side is constant for the other."""
+    """What all players minimise on `((first, second), step)`, added up: each side is constant for the other."""
     game = values.non_saturating
 
-    def example(params, x, y):
+    def example(params, identity, x, y):
         pair = players.pair(params)
         fixed = players.judges(jax.lax.stop_gradient(params))
         ways = zip(pair, players.judges(params), fixed, (x, y), (y, x), strict=True)
@@ -146,11 +143,14 @@ def make_loss(config: Config, players: Players):
         ]
         return jax.tree.map(jnp.add, *games) | {
             "cycle": config.cycle * cycle.cycle_loss(pair, x, y).total(),
-            "identity": config.identity * cycle.identity_loss(pair, x, y).total(),
+            "identity": identity * cycle.identity_loss(pair, x, y).total(),
         }
 
     def loss(key, params, batch):
-        terms = jax.tree.map(lambda v: v.mean(), jax.vmap(example, (None, 0, 0))(params, *batch))
+        points, step = batch
+        identity = config.identity * (1 - objectives.ramp(step, max(1, config.steps // 2)))
+        terms = jax.vmap(example, (None, None, 0, 0))(params, identity, *points)
+        terms = jax.tree.map(lambda v: v.mean(), terms)
         return jnp.stack([*terms.values()]).sum(), terms
 
     return loss
@@ -217,7 +217,7 @@ def main(config: Config, run: Run) -> cards.Card:
         state = experiment.train(
             key_train,
             make_loss(config, players),
-            Partial(batch, key_data),
+            datasets.numbered(Partial(batch, key_data)),
             optimizer,
             state,
             steps=config.steps,

@@ -33,7 +33,7 @@ def test_discriminators_learn_from_their_own_game_and_generators_from_all_but_th
 
     def gradient(config, params):
         loss = cycle_gan.make_loss(config, players)
-        return jax.grad(lambda params: loss(jax.random.key(1), params, (x, y))[0])(params)
+        return jax.grad(lambda params: loss(jax.random.key(1), params, ((x, y), jnp.int32(0)))[0])(params)
 
     def judging(params):
         pair, game = players.pair(jax.lax.stop_gradient(params)), values.non_saturating
