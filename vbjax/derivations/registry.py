@@ -18,9 +18,11 @@ CHAPTERS = {
     2: "Gradient estimators",
     3: "Variational auto-encoders",
     4: "Generative adversarial networks",
+    5: "Denoising diffusion",
     6: "Auto-encoders and PCA",
     7: "EM, probabilistic PCA and k-means",
     8: "Conditional VAEs and the geometry of codes",
+    9: "Diffusion: guidance, inpainting and skeletons",
 }
 _MODULES = (
     "latent_variables",
@@ -32,9 +34,11 @@ _MODULES = (
     "codes",
     "objectives",
     "adversarial",
+    "denoising_diffusion",
     "autoencoders",
     "expectation_maximisation",
     "conditional_codes",
+    "diffusion_extensions",
 )
 
 
