@@ -168,7 +168,8 @@ def outside(images, key, params, loss) -> Callable[[int], tuple[float, float]]:
         for _ in range(steps):
             state, (value, _) = one(state, images)
             losses.append(value)
-        return time.process_time() - begin, float(np.mean(jax.device_get(losses)))
+        loss = float(np.mean(jax.device_get(losses)))
+        return time.process_time() - begin, loss
 
     return run
 

@@ -43,8 +43,7 @@ def small(shape=(8, 8), **options):
     return unet, jax.tree.map(lambda x: x.astype(jnp.float32), random_params(tree))
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (28, 28), (16, 8, 3)])
-@pytest.mark.parametrize("outputs", [1, 5])
+@pytest.mark.parametrize(("shape", "outputs"), [((8, 8), 5), ((28, 28), 1), ((16, 8, 3), 2)])
 def test_every_level_has_half_the_size_of_the_one_before_and_the_output_is_the_images(shape, outputs):
     unet = UNet(shape, outputs=outputs, blocks=2, attention=(1, 2), **SMALL)
 
@@ -124,35 +123,30 @@ def as_stock(params):
     return {"params": renamed}
 
 
-def against_stock(unet, params):
-    """Ours and Flax's U-Net on two images, and their gradients, in Flax's naming, in float64."""
-    params = jax.tree.map(lambda v: v.astype(jnp.float64), params)
-    x, gamma = draw(1, 2, 8, 8), jnp.array([-3.0, 2.0])
-    stock = StockUNet(channels=8)
+def test_the_unet_and_all_its_gradients_equal_stock_flax_with_the_same_parameters(monkeypatch):
+    monkeypatch.setattr("benchmarks.unet.GROUPS", 4)
+    unet, params = small(multipliers=(1, 2), attention=(1,))
+    stock = StockUNet(channels=8, multipliers=(1, 2))
 
     @jax.jit
-    def both(params, x, gamma):
+    def both(params, stock_params, x, gamma):
         each = jax.vmap(lambda params, x, gamma: unet.apply(params, x, gamma)[..., 0], (None, 0, 0))
         ours, (of_params, *of_inputs) = values_and_gradients(each, params, x, gamma)
         with jax.numpy_dtype_promotion("standard"):  # Flax's normalisation promotes
-            others = values_and_gradients(stock.apply, as_stock(params), x, gamma)
+            others = values_and_gradients(stock.apply, stock_params, x, gamma)
         return (ours, (as_stock(of_params), *of_inputs)), others
 
-    return both(params, x, gamma)
-
-
-def test_the_unet_and_all_its_gradients_equal_stock_flax_with_the_same_parameters(monkeypatch):
-    # both of the networks have groups of the same number of channels
-    monkeypatch.setattr("benchmarks.unet.GROUPS", 4)
-    unet, params = small()
     with jax.enable_x64(True):
-        ours, stock = against_stock(unet, params)
-        assert largest_difference(ours, stock) < 1e-11
-        # a random network's gradients are of order one, so that the comparison sees every parameter
-        assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(stock[1][0])) > 1e-3
-        # the control: other groups are another network
-        monkeypatch.setattr("benchmarks.unet.GROUPS", 8)
-        assert largest_difference(ours[0], against_stock(unet, params)[1][0]) > 1e-2
+        params = jax.tree.map(lambda v: v.astype(jnp.float64), params)
+        inputs = draw(1, 2, 8, 8), jnp.array([-3.0, 2.0])
+        ours, others = both(params, as_stock(params), *inputs)
+        assert largest_difference(ours, others) < 1e-11
+        # every parameter of a random network has a gradient, so the comparison sees every one
+        assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(others[1][0])) > 1e-3
+        # the control: an upsampling that is turned by half a circle is another network
+        turned = as_stock(params)
+        turned["params"]["ConvTranspose_0"]["kernel"] = turned["params"]["ConvTranspose_0"]["kernel"][::-1, ::-1]
+        assert largest_difference(ours[0], both(params, turned, *inputs)[1][0]) > 1e-2
 
 
 def test_group_norm_and_attention_equal_stock_flax_and_a_mean_far_from_zero_costs_no_more_digits():
@@ -194,7 +188,7 @@ def test_group_norm_scales_and_shifts_after_normalising_per_channel():
 
 
 def test_the_output_depends_on_noise_level_label_and_dropout_key_and_vmap_is_a_loop():
-    unet, params = small(classes=3, dropout=0.5, octaves=(1, 2))
+    unet, params = small(classes=3, dropout=0.5, octaves=(1, 2), multipliers=(1, 2), attention=(1,))
     x, seeds = draw(0, 8, 8).astype(jnp.float32), jnp.array([1, 1, 2])
 
     @jax.jit
@@ -227,7 +221,7 @@ def test_a_fresh_network_predicts_zero_and_every_prediction_becomes_its_own_deno
     for prediction, value in expected.items():
         networks = mlp_denoiser((3,), prediction=prediction, width=8, blocks=1)
         params = jax.jit(networks.init)(jax.random.key(0))
-        np.testing.assert_allclose(networks.bind(params)(x, gamma), value, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(networks.bind(params))(x, gamma), value, rtol=1e-6)
 
 
 def test_a_score_and_a_noise_prediction_of_opposite_outputs_are_one_denoiser():
@@ -237,8 +231,24 @@ def test_a_score_and_a_noise_prediction_of_opposite_outputs_are_one_denoiser():
     kernel = params["params"]["outputs"]["kernel"] + 0.3
     params["params"]["outputs"]["kernel"] = kernel
     opposite = {"params": params["params"] | {"outputs": {"kernel": -kernel, "bias": jnp.zeros(3)}}}
-    np.testing.assert_allclose(score.bind(params)(x, gamma), epsilon.bind(opposite)(x, gamma), rtol=1e-5)
-    assert np.abs(score.bind(params)(x, gamma) - epsilon.bind(params)(x, gamma)).max() > 0.1
+    of_score = jax.jit(score.bind(params))(x, gamma)
+    of_epsilon = jax.jit(lambda params: epsilon.bind(params)(x, gamma))
+    np.testing.assert_allclose(of_score, of_epsilon(opposite), rtol=1e-5)
+    assert np.abs(of_score - of_epsilon(params)).max() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 8, 3)])
+def test_a_unet_of_pixel_levels_is_a_denoiser_of_images_with_or_without_channels(shape):
+    networks = unet_denoiser(shape, prediction="levels", levels=17, classes=10, dropout=0.1, **SMALL)
+
+    def run(key):
+        key_params, key_dropout = jax.random.split(key)
+        params, x, gamma = networks.init(key_params), jnp.zeros(shape), jnp.zeros(())
+        law = networks.bind_levels(params, 3, key_dropout)(x, gamma)
+        return law.logits, networks.bind(params)(x, gamma), networks.bind_variance(params, 3)(x, gamma - 1, gamma)
+
+    shapes = [result.shape for result in jax.eval_shape(run, jax.random.key(0))]
+    assert shapes == [(*shape, 17), shape, shape]
 
 
 @pytest.fixture(scope="module")
@@ -280,9 +290,15 @@ def test_the_pixel_law_of_independent_pixels_is_bayes_rule(independent_pixels, g
 def test_without_noise_the_pixel_law_is_the_pixel_itself_with_a_finite_gradient(independent_pixels, gamma):
     _, networks, params = independent_pixels
     params = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), params)
-    x0, gamma = jnp.array([0.0, -1.0]), jnp.float32(gamma)
-    np.testing.assert_array_equal(networks.bind(params)(signal(gamma) * x0, gamma), x0)
-    gradient = jax.grad(lambda g: networks.bind_variance(params)(x0, g - 1, g).sum())(gamma)
+    x0 = jnp.array([0.0, -1.0])
+
+    @jax.jit
+    def results(params, gamma):
+        gradient = jax.grad(lambda gamma: networks.bind_variance(params)(x0, gamma - 1, gamma).sum())(gamma)
+        return networks.bind(params)(signal(gamma) * x0, gamma), gradient
+
+    estimate, gradient = results(params, jnp.float32(gamma))
+    np.testing.assert_array_equal(estimate, x0)
     assert np.isfinite(gradient)
 
 
@@ -304,15 +320,16 @@ def test_the_variance_of_pixel_laws_is_that_of_the_mixture_of_posteriors(indepen
 
 
 def test_a_fresh_learned_variance_is_the_geometric_mean_of_both_fixed_ones():
-    networks = unet_denoiser((4, 4), multipliers=(1, 2), learned_variance=True, **SMALL)
+    networks = mlp_denoiser((4, 4), width=8, blocks=1, learned_variance=True)
     params = jax.jit(networks.init)(jax.random.key(0))
     x, gamma_s, gamma_t = draw(0, 4, 4).astype(jnp.float32), jnp.float32(-2.0), jnp.float32(1.0)
-    ours = networks.bind_variance(params)(x, gamma_s, gamma_t)
+    variance = jax.jit(lambda params: networks.bind_variance(params)(x, gamma_s, gamma_t))
+    ours = variance(params)
     low, high = (v(x, gamma_s, gamma_t) for v in (posterior_variance, forward_variance))
     np.testing.assert_allclose(ours, np.full((4, 4), np.sqrt(low * high)), rtol=1e-6)
     # at one it is the forward variance
-    params["params"]["outputs"]["bias"] = jnp.array([0.0, 1.0])
-    np.testing.assert_allclose(networks.bind_variance(params)(x, gamma_s, gamma_t), jnp.full((4, 4), high), rtol=1e-6)
+    params["params"]["outputs"]["bias"] = jnp.tile(jnp.array([0.0, 1.0]), 16)
+    np.testing.assert_allclose(variance(params), jnp.full((4, 4), high), rtol=1e-6)
 
 
 def test_the_batch_loss_is_a_mean_over_examples_and_withholds_labels_at_its_rate():
@@ -325,7 +342,8 @@ def test_the_batch_loss_is_a_mean_over_examples_and_withholds_labels_at_its_rate
 
     x = jnp.broadcast_to(draw(0, 2).astype(jnp.float32), (400, 2))
     labels = jnp.zeros(400, jnp.int32)
-    known, unknown = (float(networks.bind(params, label)(x[0], jnp.float32(0.0)).sum()) for label in (0, None))
+    one = jax.jit(lambda label: networks.bind(params, label)(x[0], jnp.float32(0.0)).sum())
+    known, unknown = float(one(0)), float(one(networks.classes))
     assert abs(known - unknown) > 1e-3
     key = jax.random.key(1)
     for rate in (0.0, 0.25, 1.0):
