@@ -157,7 +157,13 @@ def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]
         begin, (low, high), steps = time.perf_counter(), DIFFUSION_ENDS, min(config.steps, DIFFUSION_STEPS)
         frequencies = log_frequencies(jnp.asarray(data.train_images), levels=levels)
         networks = mlp_denoiser(
-            shape, prediction="levels", width=config.hidden[0], dropout=0.5, levels=levels, log_prior=frequencies
+            shape,
+            prediction="levels",
+            width=config.hidden[0],
+            blocks=len(config.hidden),
+            dropout=0.5,
+            levels=levels,
+            log_prior=frequencies,
         )
         embed = partial(embed_levels, levels=levels)
         with progress.Progress(steps, quiet=run.quiet) as bar:
