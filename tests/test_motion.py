@@ -163,7 +163,7 @@ TINY = script.Config(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_writes_a_card_with_paired_gains_and_resumes_to_the_same_numbers(tmp_path):
     run, folder = Run(out=tmp_path / "run", quiet=True), tmp_path / "run"
     # JAX takes the keys of a scan under vmap for consumed
