@@ -1,7 +1,7 @@
 """A U-Net for denoising: one image in, numbers for each of its pixels out. Start at `UNet`.
 
 Its convolutions are `networks.convolution`'s, and its normalisation is written as two sums and one affine map per
-channel: on CPU the gradients of the usual formulation cost as much as the convolutions do.
+channel, into which the conditioning goes: on CPU, with its gradients, two thirds of the time of Flax's.
 """
 
 import math
