@@ -34,11 +34,14 @@ _MODULES = (
     "codes",
     "objectives",
     "adversarial",
-    "denoising_diffusion",
+    "forward_process",
+    "reverse_process",
     "autoencoders",
+    "representations",
     "expectation_maximisation",
     "conditional_codes",
     "diffusion_extensions",
+    "skeletons",
 )
 
 
@@ -47,9 +50,10 @@ class UnknownEntry(LookupError):  # noqa: N818 - it reads as the answer that it 
 
 
 def identities() -> tuple[Identity, ...]:
-    """All entries, in the order of the lectures' argument."""
+    """All entries, by chapter, and within one in the order of the lectures' argument."""
     modules = [importlib.import_module(f"vbjax.derivations.{name}") for name in _MODULES]
-    return tuple(item for module in modules for item in vars(module).values() if isinstance(item, Identity))
+    found = [item for module in modules for item in vars(module).values() if isinstance(item, Identity)]
+    return tuple(sorted(found, key=lambda identity: identity.chapter))
 
 
 def select(ids: Sequence[str] = (), *, chapter: int | None = None, lecture: str | None = None) -> tuple[Identity, ...]:

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbjax import bounds, exact
+from vbjax.diffusion.schedules import cosine_schedule, linear_schedule, sigmoid_schedule
 from vbjax.distributions import MultivariateNormal, Normal
 from vbjax.divergences import kl_divergence, renyi_divergence
 from vbjax.estimators import pathwise, score_function
+from vbjax.gan.games import Players, Point, alternating, extragradient, simultaneous, trajectory
 from vbjax.reports.figures import SERIES, figure, figure_style
 from vbjax.reports.html import Html
 
@@ -138,6 +140,30 @@ def active_directions() -> Html:
     return _figure(drawing, "latent-dimension-active-units", "Below the decoder's noise a direction is switched off.")
 
 
+def game_rotation() -> Html:
+    """Three ways to step towards the saddle of xy."""
+    bilinear = Players(generator=lambda x, y: x * y, discriminator=lambda x, y: -x * y)
+    start = Point(jnp.array(1.0), jnp.array(0.0))
+    with _axes("x", "y", size=(4.2, 3.8)) as (drawing, axes):
+        for method in (simultaneous, alternating, extragradient):
+            path = trajectory(method, bilinear, start, rate=0.2, steps=60)
+            axes.plot(np.asarray(path.generator), np.asarray(path.discriminator), label=method.name)
+        axes.plot(0, 0, marker="+", markersize=10, color=SERIES[3])
+        axes.set_aspect("equal")
+        axes.legend(loc="upper left", fontsize="small")
+    return _figure(drawing, "gan-gda-rotation", "Simultaneous steps leave the saddle, extragradient reaches it.")
+
+
+def schedules() -> Html:
+    """What is left of the signal under the schedules of the literature."""
+    with _axes("time t / T", "signal left, ᾱ") as (drawing, axes):
+        for name, make in (("linear", linear_schedule), ("cosine", cosine_schedule), ("sigmoid", sigmoid_schedule)):
+            kept = np.asarray(jax.nn.sigmoid(-make(200).gamma))
+            axes.plot(np.arange(1, 201) / 200, kept, label=name)
+        axes.legend()
+    return _figure(drawing, "ddpm-forward-marginal", "All schedules end near zero; they differ in when.")
+
+
 @contextmanager
 def _axes(xlabel: str, ylabel: str, *, size: tuple[float, float] = (6.4, 2.9)) -> Iterator[Any]:
     import matplotlib.figure
@@ -168,4 +194,6 @@ PICTURES: dict[str, Callable[[], Html]] = {
     "reverse-kl-behaviour": divergence_directions,
     "naive-mc-variance-dimension": prior_sampling_cost,
     "latent-dimension-active-units": active_directions,
+    "gan-gda-rotation": game_rotation,
+    "ddpm-forward-marginal": schedules,
 }
