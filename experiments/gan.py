@@ -95,10 +95,10 @@ class Config:
     """Points compared, of the generator and of the test split each; images: at most as many as the test split has."""
 
 
-_IMAGES = Config(r1=1.0, latent_dim=32, steps=2000, batch_size=64, learning_rate=5e-4, generator_rate=5e-4)
+_IMAGES = Config(r1=0.3, latent_dim=32, steps=3000, batch_size=64, learning_rate=5e-4, generator_rate=5e-4)
 DEFAULTS = {
     "ring": Config(),
-    "grid": dataclasses.replace(Config(), dataset="grid", steps=15_000),
+    "grid": dataclasses.replace(Config(), dataset="grid", steps=8000),
     "digits": dataclasses.replace(_IMAGES, dataset="digits"),
     "mnist": dataclasses.replace(_IMAGES, dataset="mnist", latent_dim=64),
     "fashion_mnist": dataclasses.replace(_IMAGES, dataset="fashion_mnist", latent_dim=64),

@@ -56,7 +56,7 @@ def test_discriminators_learn_from_their_own_game_and_generators_from_all_but_th
     assert max(float(jnp.abs(leaf).max()) for leaf in moved) > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_leaves_a_card_a_picture_and_all_terms(tmp_path):
     card = cycle_gan.main(TINY, run_in(tmp_path / "run"))
     assert cards.load_card(tmp_path / "run" / "card.json") == card

@@ -20,7 +20,7 @@ def kernel_distance(a: Float[Array, "n d"], b: Float[Array, "m d"], *, kernel: K
     """MMD² of two samples: the U-statistic, which leaves out every point's kernel with itself, with a standard error.
 
     The estimate may be negative. The error is the jackknife's over both samples; on average it is too large rather than
-    too small (Efron and Stein 1981), by √2 at most where the laws are equal. count: n + m. Memory: the kernel of all
+    too small (Efron and Stein 1981), by about √2 where the laws are equal. count: n + m. Memory: the kernel of all
     pairs. Raises ValueError below three points in either sample. Source: Gretton et al. (2012), eq. 3.
     """
     n, m = a.shape[0], b.shape[0]
