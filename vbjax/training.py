@@ -118,7 +118,7 @@ def each(optimizers: Mapping[str, optax.GradientTransformation]) -> optax.Gradie
 
     A name that `carry` describes goes with `CARRIED`. Names that the parameters lack do nothing.
     """
-    return optax.multi_transform(dict(optimizers), lambda params: {key: key for key in params})
+    return optax.multi_transform({**optimizers}, lambda params: {key: key for key in params})
 
 
 def every(optimizer: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
@@ -129,7 +129,11 @@ def every(optimizer: optax.GradientTransformation, steps: int) -> optax.Gradient
     _require("steps", steps, steps >= 1, "at least 1")
     if steps == 1:
         return optimizer
-    return optax.transforms.conditionally_mask(optimizer, lambda step: step % steps == steps - 1)
+
+    def last(step, **unused: Any):
+        return step % steps == steps - 1
+
+    return optax.transforms.conditionally_mask(optimizer, last)
 
 
 def _learning_rate(
