@@ -1,7 +1,7 @@
 """Train a GAN, and say which modes it covers and how far its samples are from the test split.
 
     python experiments/gan.py                                  # eight Gaussians on a ring, under a minute
-    python experiments/gan.py --game minimax --r1 0            # the same without the penalty: watch it collapse
+    python experiments/gan.py --r1 0 --seed 1                  # without the penalty: modes are lost
     python experiments/gan.py --dataset digits                 # DCGAN on 8x8 images, some minutes
     python experiments/gan.py --dataset digits --conditional   # a projection discriminator, and a sheet by class
     python experiments/gan.py --dataset fashion_mnist --download   # or --data-files DIR, no network
