@@ -354,13 +354,16 @@ def gan_nonsaturating():
 def gan_gda_rotation():
     methods = (simultaneous, alternating, extragradient)
 
+    def square_of(name):
+        return f"‖(x, y)‖², {name}"
+
     def lhs(case):
         bilinear = Players(generator=lambda x, y: x * y, discriminator=lambda x, y: -x * y)
         start = Point(jnp.array(1.0), jnp.array(0.5))
         answer = {}
         for method in methods:
             path = trajectory(method, bilinear, start, rate=case.rate, steps=case.count)
-            answer[method.name] = path.generator[-1] ** 2 + path.discriminator[-1] ** 2
+            answer[square_of(method.name)] = path.generator[-1] ** 2 + path.discriminator[-1] ** 2
         return answer
 
     def rhs(case):
@@ -371,10 +374,12 @@ def gan_gda_rotation():
             "alternating": np.array([[1 - h**2, -h], [h, 1]]),  # the discriminator goes first
             "extragradient": np.eye(2) + np.array([[0, -h], [h, 0]]) @ simultaneous_map,
         }
-        return {name: np.sum((np.linalg.matrix_power(m, case.count) @ start) ** 2) for name, m in maps.items()}
+        return {
+            square_of(name): np.sum((np.linalg.matrix_power(m, case.count) @ start) ** 2) for name, m in maps.items()
+        }
 
     def gradient_flow(case):
-        return rhs(case) | {"simultaneous": 1.25}
+        return rhs(case) | {square_of("simultaneous"): 1.25}
 
     return Identity(
         title="Simultaneous gradient steps spiral away from the saddle",

@@ -280,7 +280,7 @@ def latent_arithmetic():
         first, second = (jnp.array(v) for v in (case.first, case.second))
         # smiling women, women, men; the answer should be smiling men
         means = jnp.stack([first + second, second, jnp.zeros_like(first)])
-        codes = means[:, None] + jax.random.normal(key, (20_000, 3, case.count, len(case.first)))
+        codes = means[None, :, None] + jax.random.normal(key, (20_000, 3, case.count, len(case.first)))
         values = np.array(jax.jit(jax.vmap(lambda groups: combine(*groups)))(codes))
         centred = values - np.array(first)
         return {"mean": mean_estimate(values), "variance": mean_estimate((centred**2).mean(1))}

@@ -66,7 +66,7 @@ def ddpm_forward_kernel_and_joint():
 @entry(5)
 def ddpm_alphabar_index():
     def lhs(case):
-        return {"ᾱ_t": process.signal(levels(case.betas)) ** 2}
+        return {"ᾱ_t": jax.vmap(process.signal)(levels(case.betas)) ** 2}
 
     def rhs(case):
         kept = [1.0]
@@ -169,7 +169,7 @@ def ddpm_forward_marginal():
 def ddpm_terminal_gaussian():
     def lhs(case):
         linear = from_betas(jnp.linspace(case.first, case.last, case.steps))
-        summable = from_betas(1 / (jnp.arange(1, case.steps + 1) + 1.0) ** 2)
+        summable = from_betas(1 / jnp.arange(2.0, case.steps + 2.0) ** 2)
         return {
             "KL(q(x_T|x_0)‖N(0, I)), linear": prior_kl(jnp.array(case.x), linear.gamma[-1]),
             "ᾱ_T, β = 1/(t+1)²": process.signal(summable.gamma[-1]) ** 2,

@@ -103,7 +103,7 @@ def divergence_directions() -> Html:
     angles = np.linspace(0, 2 * np.pi, 120)
     circle = np.stack([np.cos(angles), np.sin(angles)])
     narrow, wide = np.sqrt(1 / np.diag(np.linalg.inv(covariance))), np.sqrt(np.diag(covariance))
-    with _axes("z₁", "z₂", size=(4.2, 3.6)) as (drawing, axes):
+    with _axes("z₁", "z₂", size=(6.4, 3.4)) as (drawing, axes):
         for shape, label in (
             (np.linalg.cholesky(covariance) @ circle, "p"),
             (narrow[:, None] * circle, "q of least KL(q‖p)"),
@@ -111,7 +111,7 @@ def divergence_directions() -> Html:
         ):
             axes.plot(*shape, label=label)
         axes.set_aspect("equal")
-        axes.legend(loc="upper left", fontsize="small")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     return _figure(drawing, "reverse-kl-behaviour", "One direction fits inside the target, the other around it.")
 
 
@@ -144,13 +144,13 @@ def game_rotation() -> Html:
     """Three ways to step towards the saddle of xy."""
     bilinear = Players(generator=lambda x, y: x * y, discriminator=lambda x, y: -x * y)
     start = Point(jnp.array(1.0), jnp.array(0.0))
-    with _axes("x", "y", size=(4.2, 3.8)) as (drawing, axes):
+    with _axes("x", "y", size=(6.4, 3.6)) as (drawing, axes):
         for method in (simultaneous, alternating, extragradient):
             path = trajectory(method, bilinear, start, rate=0.2, steps=60)
             axes.plot(np.asarray(path.generator), np.asarray(path.discriminator), label=method.name)
         axes.plot(0, 0, marker="+", markersize=10, color=SERIES[3])
         axes.set_aspect("equal")
-        axes.legend(loc="upper left", fontsize="small")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     return _figure(drawing, "gan-gda-rotation", "Simultaneous steps leave the saddle, extragradient reaches it.")
 
 

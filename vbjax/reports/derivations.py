@@ -98,7 +98,8 @@ def _overview(verdicts: Sequence[Verdict]) -> list[Html]:
 
 def _chapters(verdicts: Sequence[Verdict], pictures: Mapping[str, Html] | None = None) -> list[Html]:
     parts = []
-    for chapter, group in itertools.groupby(verdicts, key=lambda v: v.identity.chapter):
+    by_chapter = sorted(verdicts, key=lambda v: v.identity.chapter)
+    for chapter, group in itertools.groupby(by_chapter, key=lambda v: v.identity.chapter):
         parts.append(element("h3", f"{chapter}. {CHAPTERS[chapter]}", id=f"chapter-{chapter}"))
         for _, same in itertools.groupby(group, key=lambda v: v.identity.id):
             first, *others = same
