@@ -330,6 +330,9 @@ def test_a_fresh_learned_variance_is_the_geometric_mean_of_both_fixed_ones():
     # at one it is the forward variance
     params["params"]["outputs"]["bias"] = jnp.tile(jnp.array([0.0, 1.0]), 16)
     np.testing.assert_allclose(variance(params), jnp.full((4, 4), high), rtol=1e-6)
+    # in the step to the data themselves too, where β̃ is zero
+    last = networks.bind_variance(params)(x, jnp.float32(-jnp.inf), gamma_t)
+    np.testing.assert_allclose(last, np.full((4, 4), 1 / (1 + np.exp(-1.0))), rtol=1e-6)
 
 
 def test_the_batch_loss_is_a_mean_over_examples_and_withholds_labels_at_its_rate():

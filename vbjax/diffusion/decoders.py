@@ -16,6 +16,9 @@ from vbjax.types import Scalar
 Decoder = Callable[[Float[Array, "*d"], Scalar], Distribution]
 """`(x_1, γ_1) -> p(x | x_1)`."""
 
+PixelLaw = Callable[[Float[Array, "*d"], Scalar], Categorical]
+"""`(x_t, γ_t) -> p(x | x_t)`, pixel by pixel, over the integer levels of the data as stored: a decoder for any t."""
+
 
 def normal_decoder(denoiser: Denoiser, variance: Variance = forward_variance) -> Decoder:
     """p(x_0|x_1) = N(x̂_0, variance): for data that are real numbers, where the embedding is the identity.
@@ -38,7 +41,7 @@ def discretised_decoder(denoiser: Denoiser, *, levels: int, variance: Variance =
     return decode
 
 
-def levels_decoder(*, levels: int, log_frequencies: Float[Array, "*d levels"] | None = None) -> Decoder:
+def levels_decoder(*, levels: int, log_frequencies: Float[Array, "*d levels"] | None = None) -> PixelLaw:
     """p(x|x_1) ∝ N(x_1; α_1 embed(x), σ_1²) p(x), pixel by pixel and without a network: exact for independent pixels.
 
     log_frequencies: of p(x), by default uniform; up to a constant for each pixel, `(*d, levels)` or what broadcasts.
@@ -49,7 +52,8 @@ def levels_decoder(*, levels: int, log_frequencies: Float[Array, "*d levels"] | 
     def decode(x_1, gamma_1):
         grid = embed_levels(jnp.arange(levels, dtype=x_1.dtype), levels=levels)
         grid = jnp.expand_dims(grid, tuple(range(x_1.ndim)))
-        logits = -((x_1[..., None] - signal(gamma_1) * grid) ** 2) / (2 * noise(gamma_1) ** 2)
+        # divided before it is squared: σ⁴ in the gradient would vanish long before σ
+        logits = -0.5 * ((x_1[..., None] - signal(gamma_1) * grid) / noise(gamma_1)) ** 2
         return Categorical(logits if log_frequencies is None else logits + log_frequencies)
 
     return decode

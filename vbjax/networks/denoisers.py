@@ -12,17 +12,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
+from vbjax.diffusion.decoders import PixelLaw, embed_levels, levels_decoder
 from vbjax.diffusion.process import (
     Denoiser,
     Variance,
-    forward_variance,
     from_epsilon,
     from_score,
     from_v,
+    interpolated_variance,
     noise,
     posterior_mean,
     posterior_variance,
-    signal,
 )
 from vbjax.distributions import Categorical
 from vbjax.networks.conditioning import Conditioning, Label, check_label
@@ -30,9 +30,6 @@ from vbjax.networks.unet import GroupNorm, UNet
 from vbjax.types import Params, PRNGKey, Scalar
 
 Prediction = Literal["epsilon", "x0", "v", "score", "levels"]
-PixelLaw = Callable[[Float[Array, "*d"], Scalar], Categorical]
-"""`(x_t, γ_t) -> p(x | x_t)`, pixel by pixel, over the integer levels of the data as stored."""
-
 Objective = Callable[[PRNGKey, Denoiser, Array], tuple[Scalar, Any]]
 """`(key, denoiser, x) -> (loss, terms)` of one datum, as stored."""
 
@@ -92,10 +89,8 @@ class DenoiserNetworks(NamedTuple):
         outputs = self._outputs(params, label, dropout_key)
 
         def law(x_t: Float[Array, "*d"], gamma: Scalar) -> Categorical:
-            greys = jnp.broadcast_to(self.greys().astype(x_t.dtype), (*x_t.shape, self.levels))
-            own = -0.5 * ((x_t[..., None] - signal(gamma) * greys) / noise(gamma)) ** 2
             prior = 0 if self.log_prior is None else self.log_prior.astype(x_t.dtype)
-            return Categorical(own + outputs(x_t, gamma) + prior)
+            return levels_decoder(levels=self.levels, log_frequencies=outputs(x_t, gamma) + prior)(x_t, gamma)
 
         return law
 
@@ -121,13 +116,7 @@ class DenoiserNetworks(NamedTuple):
         if not self.learned_variance:
             raise ValueError('bind_variance needs learned_variance=True or prediction="levels"')
         outputs = self._outputs(params, label, dropout_key)
-
-        def interpolated(x_t: Float[Array, "*d"], gamma_s: Scalar, gamma_t: Scalar) -> Float[Array, "*d"]:
-            share = 0.5 * (outputs(x_t, gamma_t)[..., 1] + 1)
-            low, high = (jnp.log(v(x_t, gamma_s, gamma_t)) for v in (posterior_variance, forward_variance))
-            return jnp.exp(low + share * (high - low))
-
-        return interpolated
+        return interpolated_variance(lambda x_t, gamma: 0.5 * (outputs(x_t, gamma)[..., 1] + 1))
 
     def loss(
         self, objective: Objective, *, null_rate: int | float = 0.1
@@ -157,7 +146,7 @@ class DenoiserNetworks(NamedTuple):
 
     def greys(self) -> Float[Array, " levels"]:
         """Where the integer levels lie as x_0: evenly from -1 to 1."""
-        return jnp.linspace(-1.0, 1.0, self.levels)
+        return embed_levels(jnp.arange(self.levels), levels=self.levels)
 
     def _outputs(self, params: Params, label: Label, dropout_key: PRNGKey | None) -> Callable[[Array, Scalar], Array]:
         check_label(label, self.classes)
