@@ -11,9 +11,11 @@ from oracles import holds_only_for
 
 from experiments import ddpm
 from vbjax import cards, datasets, leaderboard, runs, training
-from vbjax.diffusion import times
+from vbjax.diffusion import schedules, times
+from vbjax.diffusion.bound import DiffusionBound
 from vbjax.experiment import Run
 from vbjax.recipe import log_frequencies
+from vbjax.reports import diffusion_pictures
 
 TINY = ddpm.Config(
     width=16, blocks=1, dropout=0.1, timesteps=12, sampler_steps=6, guidance=(0.0, 2.0), steps=200, batch_size=32
@@ -194,19 +196,32 @@ def test_the_bound_at_some_times_estimates_the_bound_at_all_of_them():
 
 @pytest.mark.slow
 def test_a_leaderboard_entry_states_the_variance_that_new_draws_of_the_bound_have():
-    """500 draws for one image: the ratio of two variances has a standard error of sqrt(2/500), and 5.5 of them are
-    exceeded with probability below 1e-6; half or twice the variance is refused."""
-    setup = setup_of(dataclasses.replace(TINY, timesteps=100))
+    """2000 entries for one image: the ratio of two estimates of a variance, independent ones, has a standard error of
+    sqrt(4/2000), and 5.5 of them are exceeded with probability below 1e-6; half or twice the variance is refused.
+    So few times, and an odd number of terms, that a variance from neighbouring terms would be far off."""
+    setup = setup_of(dataclasses.replace(TINY, timesteps=20))
     params = setup.init(jax.random.key(0))
-    same = jnp.repeat(setup.data.test_images[:1], 500, 0)
-    data = dataclasses.replace(setup.data, test_images=same, test_labels=jnp.zeros(500, jnp.int32))
+    same = jnp.repeat(setup.data.test_images[:1], 2000, 0)
+    data = dataclasses.replace(setup.data, test_images=same, test_labels=jnp.zeros(2000, jnp.int32))
     entry = leaderboard.by_diffusion(
         jax.random.key(4), "diffusion", setup.bind(params)[1], setup.schedule(params), data, parameters=1, seconds=0.0
     )
-    assert entry.measured == "bound, T = 100"
+    assert entry.measured == "bound, T = 20"
 
     def check(factor):
         ratio = factor * entry.evidence.variance.mean() / entry.evidence.nats.var(ddof=1)
-        assert abs(ratio - 1) < 5.5 * math.sqrt(2 / 500)
+        assert abs(ratio - 1) < 5.5 * math.sqrt(4 / 2000)
 
     holds_only_for(check, 1.0, 0.5, 2.0)
+
+
+def test_the_band_of_the_picture_of_the_terms_is_that_of_its_curve():
+    """5 independent terms make a point of the curve: its band is that of 5 n numbers, not of n."""
+    schedule = schedules.discretise(schedules.linear_gamma(-8.0, 6.0), 501)
+    each = np.random.default_rng(0).normal(1.0, 0.5, (400, 500)) * 64 * math.log(2) * 14 / 501
+    bound = DiffusionBound(np.zeros(400), each, np.zeros(400))
+    axes = diffusion_pictures.terms(bound, schedule, 64).axes[0]
+    corners = axes.collections[0].get_paths()[0].vertices
+    width = np.mean([np.ptp(corners[corners[:, 0] == x, 1]) for x in axes.lines[0].get_xdata()[1:-1]])
+    # the mean of 98 standard deviations, each of 400 numbers, is known to 1/280: 5.5 times that is 2%
+    holds_only_for(lambda n: np.testing.assert_allclose(width, 4 * 0.5 / math.sqrt(n), rtol=0.02), 5 * 400, 400)

@@ -136,20 +136,19 @@ def by_diffusion(
     parameters: int,
     seconds: float,
 ) -> Entry:
-    """A trained diffusion model, measured by its bound at one draw of x_t for every t; others as `by_vae`.
+    """A trained diffusion model, measured by its bound at two draws of x_t for every t; others as `by_vae`.
 
-    Its Monte-Carlo variance is that of the differences of neighbouring terms, which are nearly alike in the mean.
+    The evidence of an image is the mean of both, and half their difference, squared, its Monte-Carlo variance.
     """
     begin, images = time.perf_counter() - seconds, jnp.asarray(data.test_images, jnp.float32)
 
-    def one(example: tuple[PRNGKey, Array]) -> Evidence:
+    def one(example: tuple[PRNGKey, Array]) -> Array:
         key, x = example
-        bound = diffusion_bound(key, model, schedule, x)
-        pairs = bound.diffusion[: bound.diffusion.size // 2 * 2].reshape(-1, 2)
-        return Evidence(-bound.total(), jnp.sum((pairs[:, 0] - pairs[:, 1]) ** 2))
+        return -diffusion_bound(key, model, schedule, x).total()
 
     measure = jax.jit(lambda keys, images: jax.lax.map(one, (keys, images), batch_size=500))
-    evidence = measure(jax.random.split(key, len(images)), images)
+    first, second = (measure(keys, images) for keys in jax.random.split(key, (2, len(images))))
+    evidence = Evidence((first + second) / 2, ((first - second) / 2) ** 2)
     return _entry(name, f"bound, T = {schedule.steps}", evidence, data, parameters, begin)
 
 

@@ -99,18 +99,19 @@ def inpainting(
 def terms(bound: DiffusionBound, schedule: Schedule, dimensions: int):
     """L_{t-1} over the noise level γ_t, in bits per dimension and unit of γ, and the whole bound as it accumulates.
 
-    bound: of many images, with every term, `(n, T-1)`. The band is two standard errors over images.
+    bound: of many images, with every term, `(n, T-1)`; a point is the mean over a hundredth of the times. The band is
+    two standard errors of that mean over images.
     """
     from matplotlib.figure import Figure
 
     unit = dimensions * np.log(2)
     gamma, each = np.asarray(schedule.gamma), np.asarray(bound.diffusion) / unit
-    density = each / np.diff(gamma)
+    # neighbouring times tell the same: averaged, image by image, the noise of single draws goes
+    wide = max(1, each.shape[1] // 100)
+    kept = each.shape[1] // wide * wide
+    density = (each / np.diff(gamma))[:, :kept].reshape(len(each), -1, wide).mean(2)
     mean, error = density.mean(0), density.std(0, ddof=1) / len(density) ** 0.5
-    # neighbouring times tell the same: averaged, the noise of single draws goes
-    wide = max(1, len(mean) // 100)
-    kept = len(mean) // wide * wide
-    middle, mean, error = (a[:kept].reshape(-1, wide).mean(1) for a in (gamma[1:], mean, error))
+    middle = gamma[1 : kept + 1].reshape(-1, wide).mean(1)
     figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(middle, mean)
