@@ -83,7 +83,10 @@ def validate(config: Config, run: Run) -> None:
     if not 0 < config.mixing < 1:
         raise ValueError(f"mixing must lie in (0, 1): 0 is the white noise it is compared with; got {config.mixing}")
     if not -30 < config.gamma_first < config.gamma_last < 30:
-        raise ValueError(f"gamma_first must be below gamma_last, got {config.gamma_first} and {config.gamma_last}")
+        raise ValueError(
+            "gamma_first must be below gamma_last, and both between -30 and 30, "
+            f"got {config.gamma_first} and {config.gamma_last}"
+        )
     training.init_state({}, make_optimizer(config), ema_decay=config.ema_decay)
 
 
