@@ -2,15 +2,19 @@
 
     python experiments/gan.py                                  # eight Gaussians on a ring, under a minute
     python experiments/gan.py --r1 0 --seed 1                  # without the penalty: modes are lost
-    python experiments/gan.py --dataset digits                 # DCGAN on 8x8 images, some minutes
+    python experiments/gan.py --dataset digits                 # convolutions on 8x8 images, some minutes
     python experiments/gan.py --dataset digits --conditional   # a projection discriminator, and a sheet by class
+    python experiments/gan.py --dataset digits --validation 300    # choose settings without a look at the test split
     python experiments/gan.py --dataset fashion_mnist --download   # or --data-files DIR, no network
     python experiments/gan.py --resume                         # go on after an interruption
 
 Look at pictures/plane.png or pictures/samples.png first. A generator has no likelihood, so the card compares samples:
-Fréchet and kernel distance, precision and recall, modes or classes covered. Each stands beside the same number for as
-many *real* points (names that end in _real): that, and not zero or one, is what a perfect generator would read. For
-images the features are those of a classifier trained in the run, whose test accuracy is on the card.
+Fréchet and kernel distance, precision and recall, modes or classes covered. Zero or one is not what a perfect generator
+would read, so two yardsticks stand beside them. Names that end in _real: the same measure of as many other real points.
+In the plane these are fresh draws of the law. For images they are of the training split, to which the classifier whose
+features are compared was fitted in the run, and for the digits of other writers: farther from the test split than the
+perfect generator's. frechet_bias: what samples of one law, of these sizes, read on average, to first order. The
+classifier's accuracy on the test split is on the card.
 """
 
 import dataclasses
@@ -42,8 +46,12 @@ LAWS = {
     "grid": (functools.partial(datasets.gaussian_mixture_grid, scale=SCALE), lambda: datasets.grid_modes(5, 1.0)),
 }
 """Laws of the plane by name: one draw for a key, and the modes."""
-MOST_IMAGES = 2000
+MOST_IMAGES, LEAST_IMAGES = 2000, 10
 """Test images that are compared; distances of all pairs are held in memory."""
+REFERENCES = 8
+"""Draws of other real points over which the real Fréchet distance is averaged; other measures take the first."""
+UNREAD = {"the plane": ("conditional", "features", "classifier_steps", "validation"), "images": ("hidden",)}
+"""Fields that each kind of data does not read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +72,8 @@ class Config:
     gradient_penalty: float = 0.0
     """Weight of (slope - 1)² between data and fakes."""
     spectral_norm: bool = False
-    """Divide every kernel of the discriminator by its largest singular value."""
+    """Divide every kernel of the discriminator by an estimate of its largest singular value, one power iteration per
+    step; a convolution's kernel counts as a matrix, whose norm is not that of the operator."""
     conditional: bool = False
     """Give both players the class; for images."""
     latent_dim: int = 2
@@ -92,7 +101,9 @@ class Config:
     classifier_steps: int = 600
     """Training steps of the classifier by whose features and classes images are judged."""
     eval_samples: int = 2000
-    """Points compared, of the generator and of the test split each; images: at most as many as the test split has."""
+    """Points compared, of the generator and of the test split each; images: at most 2000, and as either split has."""
+    validation: int = 0
+    """Training images to hold out and compare with in place of the test split; 0 trains on all. For images."""
 
 
 _IMAGES = Config(r1=0.3, latent_dim=32, steps=3000, batch_size=64, learning_rate=5e-4, generator_rate=5e-4)
@@ -108,12 +119,20 @@ DEFAULTS = {
 
 def validate(config: Config, run: Run) -> None:
     """Raise ValueError, naming the field, for whatever can be refused without the data."""
-    check_counts(config, run, eval_samples=10)
+    check_counts(config, run, eval_samples=10, validation=0)
     for name in ("r1", "r2", "gradient_penalty"):
         if not 0 <= getattr(config, name) < math.inf:
             raise ValueError(f"{name} must be zero or a positive number, got {getattr(config, name)}")
-    if config.conditional and config.dataset in LAWS:
-        raise ValueError(f"conditional needs classes, which {config.dataset!r} has not: choose images")
+    if config.discriminator_steps > config.steps:
+        raise ValueError(
+            f"discriminator_steps must be at most the {config.steps} steps, or the generator never moves, got "
+            f"{config.discriminator_steps}"
+        )
+    kind = "the plane" if config.dataset in LAWS else "images"
+    for name in UNREAD[kind]:
+        default = getattr(DEFAULTS[config.dataset], name)
+        if getattr(config, name) != default:
+            raise ValueError(f"{name} is not read for {kind} such as {config.dataset!r}: leave it at {default}")
     training.init_state({}, make_optimizer(config), ema_decay=config.ema_decay)
     build(config, (2,) if config.dataset in LAWS else (8, 8))
 
@@ -171,35 +190,49 @@ def image_batches(key, data: datasets.Dataset, batch_size: int) -> Partial:
     return Partial(scaled, batch)
 
 
-def comparison(real, model, reference) -> dict[str, cards.Number]:
+def comparison(real, model, references) -> dict[str, cards.Number]:
     """Distances, precision and recall of features of real test points against the model's and as many other real ones.
 
-    In float64: small distances are differences of large numbers.
+    references: `(draws, n, d)`. The standard error of the real Fréchet distance is over these draws, at the same test
+    points. In float64: small distances are differences of large numbers.
     """
     with jax.enable_x64(True):
-        real, model, reference = (jnp.asarray(features, jnp.float64) for features in (real, model, reference))
+        real, model, references = (jnp.asarray(features, jnp.float64) for features in (real, model, references))
 
         @jax.jit
-        def measure(real, other):
-            distance = sample_quality.frechet_distance(*map(sample_quality.fit_gaussian, (real, other)))
-            kernel = sample_quality.kernel_distance(real, other)
-            return distance, kernel, sample_quality.neighbourhoods(real, other)
+        def frechet(others):
+            target = sample_quality.fit_gaussian(real)
+            fits = jax.vmap(sample_quality.fit_gaussian)(others)
+            return jax.vmap(sample_quality.frechet_distance, (None, 0))(target, fits)
 
-        numbers = {}
-        for suffix, other in (("", model), ("_real", reference)):
-            distance, kernel, near = measure(real, other)
-            numbers[f"frechet{suffix}"] = cards.number(distance, unit="squared distance")
+        @jax.jit
+        def measure(other):
+            return sample_quality.kernel_distance(real, other), sample_quality.neighbourhoods(real, other)
+
+        distances = frechet(jnp.concatenate([model[None], references]))
+        distance, distance_real = distances[0], evaluation.over_examples(distances[1:])
+        bias = sample_quality.frechet_bias(real, real.shape[0], model.shape[0])
+        numbers = {
+            "frechet": cards.number(distance, unit="squared distance"),
+            "frechet_real": cards.number(
+                distance_real.value,
+                distance_real.standard_error,
+                unit=f"squared distance, mean of {len(references)} draws",
+            ),
+            "frechet_ratio": cards.number(distance / distance_real.value, unit="times real against real"),
+            "frechet_bias": cards.number(bias, unit="squared distance, of equal laws to first order"),
+            "frechet_bias_ratio": cards.number(distance / bias, unit="times that of equal laws"),
+            "frechet_excess": cards.number(distance - bias, unit="squared distance, less the bias"),
+            "frechet_excess_real": cards.number(distance_real.value - bias, unit="squared distance, less the bias"),
+        }
+        for suffix, other in (("", model), ("_real", references[0])):
+            kernel, near = measure(other)
             numbers[f"kernel{suffix}"] = cards.number(kernel.value, kernel.standard_error, unit="MMD²")
             numbers |= {
                 f"{name}{suffix}": cards.number(value, unit="balls" if name == "density" else "fraction")
                 for name, value in near._asdict().items()
             }
-        ratio = numbers["frechet"].value / numbers["frechet_real"].value
-        bias = sample_quality.frechet_bias(real, real.shape[0], model.shape[0])
-        return numbers | {
-            "frechet_ratio": cards.number(ratio, unit="times real against real"),
-            "frechet_bias": cards.number(bias, unit="squared distance, of equal laws to first order"),
-        }
+        return numbers
 
 
 def coverage(found: sample_quality.ModeCoverage, reference: sample_quality.ModeCoverage, of: str):
@@ -210,7 +243,7 @@ def coverage(found: sample_quality.ModeCoverage, reference: sample_quality.ModeC
     return numbers
 
 
-def law_numbers(model, real, reference, modes) -> dict[str, cards.Number]:
+def law_numbers(model, real, references, modes) -> dict[str, cards.Number]:
     """The card of a law in the plane."""
 
     @jax.jit
@@ -223,28 +256,33 @@ def law_numbers(model, real, reference, modes) -> dict[str, cards.Number]:
     found, near = cover(model)
     exact = sample_quality.high_quality_share(2, deviations=DEVIATIONS)
     return {
-        **coverage(found, cover(reference)[0], "modes"),
+        **coverage(found, cover(references[0])[0], "modes"),
         "high_quality": cards.number(near.value, near.standard_error, unit=f"fraction within {DEVIATIONS} deviations"),
         "high_quality_exact": cards.number(exact, unit="fraction, of the law itself"),
-        **comparison(real, model, reference),
+        **comparison(real, model, references),
     }
 
 
-def image_numbers(judge, networks: GANNetworks, model, asked, real, reference) -> dict[str, cards.Number]:
-    """The card of images. asked: labels of the model's images, for a conditional one; real, reference: with labels."""
-    seen, of_real, of_reference = judge(model), judge(real[0]), judge(reference[0])
-    right = evaluation.over_examples(accuracy(of_real, real[1]))
+def image_numbers(judge, networks: GANNetworks, model, asked, test, references) -> dict[str, cards.Number]:
+    """The card of images. asked: labels of the model's images, for a conditional one; test: images and labels;
+    references: draws of as many real images.
+    """
+    seen, of_test = judge(model), judge(test[0])
+    of_references = jax.tree.map(
+        lambda x: x.reshape(*references.shape[:2], -1), judge(references.reshape(-1, *references.shape[2:]))
+    )
+    right = evaluation.over_examples(accuracy(of_test, test[1]))
     numbers = {"classifier_accuracy": cards.number(right.value, right.standard_error, unit="fraction of test images")}
     if networks.classes:
         obeyed = evaluation.over_examples(accuracy(seen, asked))
         numbers["class_as_asked"] = cards.number(obeyed.value, obeyed.standard_error, unit="fraction of samples")
 
-    def cover(judged):
-        everywhere = jnp.ones(judged.logits.shape[0], bool)
-        return sample_quality.mode_coverage(judged.logits.argmax(-1), everywhere, modes=CLASSES)
+    def cover(logits):
+        everywhere = jnp.ones(logits.shape[0], bool)
+        return sample_quality.mode_coverage(logits.argmax(-1), everywhere, modes=CLASSES)
 
-    numbers |= coverage(cover(seen), cover(of_reference), "classes")
-    return numbers | comparison(of_real.features, seen.features, of_reference.features)
+    numbers |= coverage(cover(seen.logits), cover(of_references.logits[0]), "classes")
+    return numbers | comparison(of_test.features, seen.features, of_references.features)
 
 
 def attributes(key, generate, judge, networks: GANNetworks, names, *, count: int = 4000, members: int = 20):
@@ -289,7 +327,12 @@ def main(config: Config, run: Run) -> cards.Card:
             networks, evaluate = build(config, (2,)), evaluate_law
             batch = law_batches(key_data, LAWS[config.dataset][0], config.batch_size)
         else:
-            data = load_data(config.dataset, run, batch_size=config.batch_size).on_device()
+            data = load_data(config.dataset, run, batch_size=config.batch_size, validation=config.validation)
+            if config.validation and min(config.validation, len(data.train_images)) < LEAST_IMAGES:
+                raise ValueError(
+                    f"validation must hold out and leave at least {LEAST_IMAGES} images, got {config.validation}"
+                )
+            data = data.on_device()
             networks, evaluate = build(config, data.train_images.shape[1:]), functools.partial(evaluate_images, data)
             batch = image_batches(key_data, data, config.batch_size)
         optimizer = make_optimizer(config)
@@ -314,7 +357,8 @@ def evaluate_law(key, config: Config, networks: GANNetworks, state: training.Tra
     draw, modes = LAWS[config.dataset]
     key_z, key_real, key_reference = jax.random.split(key, 3)
     count = config.eval_samples
-    real, reference = (jax.vmap(draw)(jax.random.split(k, count)) for k in (key_real, key_reference))
+    real = jax.vmap(draw)(jax.random.split(key_real, count))
+    references = jax.vmap(jax.vmap(draw))(jax.random.split(key_reference, (REFERENCES, count)))
     z = jax.random.normal(key_z, (count, networks.latent_dim))
     model = jax.jit(jax.vmap(networks.generate(state.averaged)))(z)
     score = networks.discriminate(networks.normalise(state.params))
@@ -322,7 +366,7 @@ def evaluate_law(key, config: Config, networks: GANNetworks, state: training.Tra
     optimum = values.GAMES[config.game].optimum
     neutral = jax.vmap(score)(real).mean() if optimum is None else optimum(jnp.float32(0))
     figures = {"plane": gan_pictures.plane(real, model, lambda x: score(x) - neutral)}
-    return law_numbers(model, real, reference, modes()), figures
+    return law_numbers(model, real, references, modes()), figures
 
 
 def evaluate_images(data: datasets.Dataset, key, config: Config, networks: GANNetworks, state: training.TrainState):
@@ -340,15 +384,16 @@ def evaluate_images(data: datasets.Dataset, key, config: Config, networks: GANNe
         # to pixels, as the data have them
         return (generator(z, label) + 1) * (white / 2)
 
-    count = min(config.eval_samples, len(test[1]), MOST_IMAGES)
-    rows = jax.random.permutation(key_rows, len(train[1]))[:count]
-    real, reference = (test[0][:count], test[1][:count]), (train[0][rows], train[1][rows])
-    z, asked = jax.random.normal(key_z, (count, networks.latent_dim)), reference[1]
+    count = min(config.eval_samples, len(test[1]), len(train[1]), MOST_IMAGES)
+    test = (test[0][:count], test[1][:count])
+    keys = jax.random.split(key_rows, REFERENCES)
+    rows = jnp.stack([jax.random.permutation(k, len(train[1]))[:count] for k in keys])
+    z, asked = jax.random.normal(key_z, (count, networks.latent_dim)), train[1][rows[0]]
     model = many(generate, z, asked)
-    numbers = image_numbers(judge, networks, model, asked, real, reference)
+    numbers = image_numbers(judge, networks, model, asked, test, train[0][rows])
     names = FASHION if config.dataset == "fashion_mnist" else [str(y) for y in range(CLASSES)]
     figures = {
-        "samples": gan_pictures.samples(real[0].astype(jnp.float32), model),
+        "samples": gan_pictures.samples(test[0].astype(jnp.float32), model),
         "interpolation": gan_pictures.interpolation(generate, z, asked),
     }
     if config.conditional:

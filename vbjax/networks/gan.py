@@ -1,8 +1,9 @@
 """Generators and discriminators, plain or conditional on a class: start at `mlp_gan` and `conv_gan`.
 
 A discriminator is conditional by projection: a linear function of its features plus their inner product with the
-class's embedding. With spectral normalisation every kernel of the discriminator is divided by an estimate of its
-largest singular value, whose state, a vector for each kernel, is an entry of the parameters.
+class's embedding. With spectral normalisation every kernel of the discriminator is divided by one power iteration's
+estimate of its largest singular value, whose state, a vector for each kernel, is an entry of the parameters. A
+convolution's kernel is reshaped to a matrix for it: its norm is not that of the convolution (`convolution_norm`).
 """
 
 from collections.abc import Callable, Sequence
@@ -202,12 +203,12 @@ def conv_gan(
     classes: int | None = None,
     spectral: bool = False,
 ) -> GANNetworks:
-    """Convolutions for images in [-1, 1], `(h, w)` or `(h, w, c)`, that halve at every stage, in the manner of DCGAN.
+    """Convolutions for images in [-1, 1], `(h, w)` or `(h, w, c)`, that halve at every stage.
 
     features: channels of the discriminator's stages, from the pixels inwards; the generator mirrors them. groups: of
-    the generator's GroupNorm, which stands for batch normalisation; None leaves it out. The discriminator has none, so
-    that a gradient penalty is one example's affair. Raises ValueError, naming the argument. Source: Radford et al.
-    (2016), section 3.
+    the generator's GroupNorm; None leaves it out. Raises ValueError, naming the argument. Source: Radford et al.
+    (2016), section 3, whose DCGAN has batch normalisation in both players. Here the discriminator has none of any kind,
+    so that a gradient penalty is one example's affair.
     """
     features = tuple(features)
     bodies = (
