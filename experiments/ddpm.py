@@ -69,7 +69,7 @@ class Config:
     """How γ, the log noise-to-signal ratio, grows with time: at constant speed, with β on a line (Ho et al. 2020),
     cosine, sigmoid, or a monotone function that is trained too (Kingma et al. 2021)."""
     gamma_low: float = -8.0
-    """γ at time 0, for all schedules but linear."""
+    """γ at time 0, for all schedules but linear; at least -15, for below it float32 loses the noise."""
     gamma_high: float = 6.0
     """γ at time T, for all schedules but linear."""
     timesteps: int = 1000
@@ -87,8 +87,8 @@ class Config:
     """Weights w of classifier-free guidance: x̂_0 of the class plus w times its lead over x̂_0 of no class."""
     sampler: Literal["ancestral", "ddim", "heun", "dpm_solver"] = "ancestral"
     """How samples are drawn: the chain itself, or solvers of its ordinary differential equation."""
-    sampler_steps: int = 250
-    """Steps of the sampler, from 1 to timesteps."""
+    sampler_steps: int = 0
+    """Steps of the sampler, at most timesteps; 0 is 250, or 30 of dpm_solver, or timesteps where these are fewer."""
     steps: int = 1000
     """Training steps."""
     batch_size: int = 128
@@ -118,7 +118,6 @@ _LARGER = Config(
     null_rate=0.2,
     variance="posterior",
     sampler="dpm_solver",
-    sampler_steps=30,
     steps=20_000,
     learning_rate=5e-4,
     eval_times=20,
@@ -183,9 +182,15 @@ class Setup(NamedTuple):
 
 def validate(config: Config, run: Run) -> None:
     """Raise ValueError, naming the field, for whatever can be refused without the data."""
-    check_counts(config, run, validation=0, eval_images=0, eval_times=0, timesteps=2, sampler_steps=1)
-    if config.schedule == "linear" and (config.gamma_low, config.gamma_high) != (Config.gamma_low, Config.gamma_high):
+    check_counts(config, run, validation=0, eval_images=0, eval_times=0, timesteps=2, sampler_steps=0)
+    start = DEFAULTS.get(config.dataset, Config())
+    if config.schedule == "linear" and (config.gamma_low, config.gamma_high) != (start.gamma_low, start.gamma_high):
         raise ValueError("gamma_low and gamma_high are not read by schedule 'linear', whose β are given")
+    if config.gamma_low < -15:
+        raise ValueError(
+            f"gamma_low must be at least -15, got {config.gamma_low}: below, the rounding of x_t in float32 is no "
+            "longer small against its noise, and the bound reads too low"
+        )
     if (config.variance == "optimal") and config.prediction != "levels":
         raise ValueError("variance 'optimal' needs prediction 'levels': from no other is the spread of x_0 known")
     if config.variance == "learned" and (config.prediction == "levels" or config.loss == "simple"):
@@ -200,7 +205,7 @@ def validate(config: Config, run: Run) -> None:
         raise ValueError(f"null_rate must lie in (0, 1]: the bound is that of no class, got {config.null_rate}")
     if not config.guidance or not all(-1 <= w < math.inf for w in config.guidance):
         raise ValueError(f"guidance must be one or more finite weights of at least -1, got {config.guidance}")
-    if not config.conditional and (config.null_rate, config.guidance) != (Config.null_rate, Config.guidance):
+    if not config.conditional and (config.null_rate, config.guidance) != (start.null_rate, start.guidance):
         raise ValueError("null_rate and guidance are read with conditional only")
     if config.sampler_steps > config.timesteps:
         raise ValueError(f"sampler_steps must be at most timesteps, {config.timesteps}, got {config.sampler_steps}")
@@ -226,15 +231,17 @@ def make_gamma(config: Config) -> Gamma:
 
 
 def make_optimizer(config: Config):
-    """Adam as configured; a history of losses is carried along."""
-    adam = training.make_optimizer(
+    """Adam as configured; a learned schedule does not decay, and a history of losses is carried along."""
+    adam = partial(
+        training.make_optimizer,
         learning_rate=config.learning_rate,
         schedule="cosine",
         steps=config.steps,
-        weight_decay=config.weight_decay,
         clip_norm=100.0,
     )
-    return training.carry(adam, "history") if config.loss == "importance" else adam
+    return training.each(
+        {"network": adam(weight_decay=config.weight_decay), "schedule": adam(), "history": training.CARRIED}
+    )
 
 
 def build(config: Config, shape: tuple[int, ...], levels: int, log_prior=None) -> DenoiserNetworks:
@@ -378,6 +385,11 @@ def likelihoods(key, setup: Setup, params, images, labels) -> tuple[dict[str, ca
     return {name: cards.number(e.value, e.standard_error, unit=unit) for name, (e, unit) in estimates.items()}, bound
 
 
+def sampler_steps(config: Config) -> int:
+    """How many steps the sampler takes."""
+    return config.sampler_steps or min(30 if config.sampler == "dpm_solver" else 250, config.timesteps)
+
+
 def draw(key, setup: Setup, params, label=None, w=0.0):
     """One image by the configured sampler, as stored; of a class at guidance weight w, or of any."""
     schedule = setup.schedule(params)
@@ -386,7 +398,7 @@ def draw(key, setup: Setup, params, label=None, w=0.0):
     denoiser, _ = setup.bind(params, label)
     if label is not None:
         denoiser = guidance.guided(denoiser, setup.bind(params)[0], w)
-    ladder = samplers.descent(schedule, setup.config.sampler_steps)
+    ladder = samplers.descent(schedule, sampler_steps(setup.config))
     match setup.config.sampler:
         case "ancestral":
             kernel = reverse_kernel(denoiser, setup.variance(params["network"], label))

@@ -57,6 +57,7 @@ def setup_of(config):
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"gamma_low": 7.0}, "low"),
         ({"gamma_high": math.nan}, "high"),
+        ({"gamma_low": -15.1}, "gamma_low must be at least -15"),
         ({"schedule": "linear", "gamma_high": 5.0}, "not read by schedule 'linear'"),
         ({"schedule": "learned", "loss": "simple"}, "trained by the bound"),
         ({"prediction": "v", "variance": "optimal"}, "needs prediction 'levels'"),
@@ -85,6 +86,57 @@ def test_bad_input_leaves_with_code_2_one_line_and_no_folder(changes, said, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist"])
+def test_every_schedule_with_and_without_classes_is_accepted_as_each_data_set_starts(dataset):
+    start = ddpm.DEFAULTS.get(dataset, ddpm.Config())
+    for schedule in ("uniform", "linear", "cosine", "sigmoid", "learned"):
+        for conditional in (True, False):
+            ddpm.validate(dataclasses.replace(start, schedule=schedule, conditional=conditional), Run())
+    with pytest.raises(ValueError, match="not read"):
+        ddpm.validate(dataclasses.replace(start, schedule="linear", gamma_low=start.gamma_low + 1), Run())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 250),
+        ({"timesteps": 200}, 200),
+        ({"timesteps": 200, "sampler": "dpm_solver"}, 30),
+        ({"timesteps": 20, "sampler": "dpm_solver"}, 20),
+        ({"timesteps": 20, "sampler_steps": 7}, 7),
+    ],
+)
+def test_the_sampler_takes_no_more_steps_than_the_chain_has(changes, expected):
+    config = ddpm.Config(**changes)
+    ddpm.validate(config, Run())
+    assert ddpm.sampler_steps(config) == expected
+
+
+def test_weight_decay_is_for_the_network_and_not_for_a_learned_schedule_or_a_history():
+    config = dataclasses.replace(TINY, loss="importance", schedule="learned", weight_decay=0.1)
+    params = {
+        "network": {"w": jnp.ones(3)},
+        "schedule": schedules.monotone_gamma(jax.random.key(0), low=-8.0, high=6.0),
+        "history": {"squares": jnp.ones((2, 10)), "counts": jnp.ones(2)},
+    }
+    still = jax.tree.map(jnp.zeros_like, params)
+
+    def largest(optimizer):
+        with jax.numpy_dtype_promotion("standard"):
+            updates, _ = optimizer.update(still, optimizer.init(params), params)
+        return {
+            name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree)) for name, tree in updates.items()
+        }
+
+    def check(moved):
+        assert moved["network"] > 0
+        assert moved["schedule"] == 0
+        assert moved["history"] == 0
+
+    decayed = training.make_optimizer(learning_rate=1e-3, weight_decay=0.1)
+    holds_only_for(check, largest(ddpm.make_optimizer(config)), largest(decayed))
+
+
 def test_the_terms_of_the_card_sum_to_its_bound():
     setup = setup_of(TINY)
     params, data = setup.init(jax.random.key(0)), setup.data
@@ -109,7 +161,8 @@ def test_a_run_leaves_metrics_pictures_and_a_card(tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
-    config = dataclasses.replace(TINY, **WITHOUT_CLASSES)
+    # the history of losses and the schedule are part of what must come back
+    config = dataclasses.replace(TINY, **WITHOUT_CLASSES, **LEARNED)
     monkeypatch.setattr(ddpm, "draw_figures", lambda *arguments: {})
     whole = ddpm.main(config, run_in(tmp_path / "whole"))
     log = runs.RunFolder.log
