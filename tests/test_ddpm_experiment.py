@@ -149,7 +149,7 @@ def test_the_terms_of_the_card_sum_to_its_bound():
     assert value["bits_per_dim_given_class"] == pytest.approx(value["bits_per_dim"], abs=0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_leaves_metrics_pictures_and_a_card(tmp_path):
     card = ddpm.main(TINY, run_in(tmp_path / "run"))
     assert cards.load_card(tmp_path / "run" / "card.json") == card
@@ -159,7 +159,7 @@ def test_a_run_leaves_metrics_pictures_and_a_card(tmp_path):
     assert {"of_class_w0", "of_class_w2", "nearest_accuracy"} < {*card.numbers}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     # the history of losses and the schedule are part of what must come back
     config = dataclasses.replace(TINY, **WITHOUT_CLASSES, **LEARNED)
