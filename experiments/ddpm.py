@@ -282,7 +282,8 @@ def make_loss(setup: Setup):
         key_times, key_labels, key_each = jax.random.split(key, 3)
         schedule, law = setup.schedule(params), times.uniform_law(config.timesteps)
         if config.loss == "importance":
-            law = history_of(params).law(uniform_part=0.1)
+            # the weights must not move the history, whose gradient is what it records
+            law = jax.lax.stop_gradient(history_of(params).law(uniform_part=0.1))
         drawn = times.stratified_times(key_times, law, count)
         # strata are in order, and so is an epoch: neither may know of the other
         withheld = jax.random.bernoulli(key_labels, config.null_rate, (count,))

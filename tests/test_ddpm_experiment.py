@@ -191,7 +191,11 @@ def test_a_step_of_each_kind_of_training_is_finite_and_moves_every_parameter_tha
     config = dataclasses.replace(TINY, **changes)
     ddpm.validate(config, Run())
     setup, optimizer = setup_of(config), ddpm.make_optimizer(config)
-    state = training.init_state(setup.init(jax.random.key(0)), optimizer)
+    params = setup.init(jax.random.key(0))
+    if config.loss == "importance":
+        # a full one, by which times are drawn
+        params["history"] = {"squares": jnp.ones((12, 10)), "counts": jnp.full(12, 10.0)}
+    state = training.init_state(params, optimizer)
     examples = (setup.data.train_images[:16], setup.data.train_labels[:16])
 
     @jax.jit
@@ -207,7 +211,9 @@ def test_a_step_of_each_kind_of_training_is_finite_and_moves_every_parameter_tha
     assert last.shape[-1] == {"levels": 17, "v": 2}.get(config.prediction, 1)
     assert (last.max((0, 1)) > 0).all()
     if config.loss == "importance":
-        assert after.params["history"]["counts"].sum() == 16
+        assert after.params["history"]["counts"].sum() == 12 * 10 + 16
+        # 16 losses took the place of old ones, and no gradient moved the others
+        assert (after.params["history"]["squares"] != 1).sum() == 16
         assert np.abs(after.params["schedule"].log_heights - state.params["schedule"].log_heights).max() > 0
         # its ends are given
         schedule = setup.schedule(after.params)
