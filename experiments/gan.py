@@ -12,8 +12,8 @@ Look at pictures/plane.png or pictures/samples.png first. A generator has no lik
 Fréchet and kernel distance, precision and recall, modes or classes covered. Zero or one is not what a perfect generator
 would read, so two yardsticks stand beside them. Names that end in _real: the same measure of as many other real points.
 In the plane these are fresh draws of the law. For images they are of the training split, to which the classifier whose
-features are compared was fitted in the run, and for the digits of other writers: farther from the test split than the
-perfect generator's. frechet_bias: what samples of one law, of these sizes, read on average, to first order. The
+features are compared was fitted in the run, and for the digits of other writers: farther from the test split than
+samples of its own law. frechet_bias: what samples of one law, of these sizes, read on average, to first order. The
 classifier's accuracy on the test split is on the card.
 """
 
