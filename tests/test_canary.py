@@ -24,7 +24,7 @@ def test_the_canary_is_green_where_it_would_be_red():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", canary.BATCH_SIZES)
+@pytest.mark.parametrize("batch_size", [2**14, 2**17])
 @pytest.mark.parametrize("probe", canary.PROBES, ids=lambda probe: probe.name)
 def test_compiled_and_eager_agree_with_numpy(probe, batch_size):
     finding = canary.examine(probe, batch_size)
