@@ -15,7 +15,7 @@ test: environment
 	@$(python) -m pytest -n 2 --dist loadfile
 
 slow: environment
-	@$(python) -m pytest -n 2 --dist loadfile -m "slow and not long"
+	@$(python) -m pytest -n 2 --dist loadfile --durations=25 -m "slow and not long"
 
 long: environment
 	@$(python) -m pytest -n 2 --dist loadfile -m long

@@ -23,10 +23,10 @@ install_import_hook("vbjax", "beartype.beartype")
 
 
 def pytest_configure(config):
-    """Compile the default tests without optimisation: their time is the compiler's, and halves. XLA reads the flags
-    when it first compiles, so it is not too late; the slow and long sets run what users run.
+    """Compile the tests without optimisation: their time is the compiler's, and halves. XLA reads the flags when it
+    first compiles, so it is not too late; the long set, the canary and `make demo` run what users run.
     """
-    if "not slow" in config.option.markexpr and "XLA_FLAGS" not in os.environ:
+    if "not long" in config.option.markexpr and "XLA_FLAGS" not in os.environ:
         flags = "--xla_backend_optimization_level=0"
         if importlib.metadata.version("jax").startswith("0.10."):  # newer ones do not know the flag, and abort
             flags += " --xla_cpu_use_fusion_emitters=false"

@@ -32,9 +32,9 @@ def test_a_check_that_fails_makes_the_exit_status_one_and_still_leaves_a_page(tm
     monkeypatch.setattr(vae, "train", lambda key, *, steps: trained)
     monkeypatch.setattr(vae, "describe", lambda trained: (section("VAE", id="vae"), leaderboard.counted(data)))
     monkeypatch.setattr(tour_module, "conditional_section", lambda key, *, steps: section("Left out", id="conditional"))
-    left_out = section("Left out", id="left-out")
-    monkeypatch.setattr(tour_module, "diffusion_section", lambda key, *, steps: (left_out, leaderboard.counted(data)))
-    monkeypatch.setattr(tour_module, "games_section", lambda: left_out)
+    diffusion = section("Left out", id="diffusion"), leaderboard.counted(data)
+    monkeypatch.setattr(tour_module, "diffusion_section", lambda key, *, steps: diffusion)
+    monkeypatch.setattr(tour_module, "games_section", lambda: section("Left out", id="games"))
     monkeypatch.setattr(vae, "quick_rows", lambda key, data: [])
     monkeypatch.setattr(tour_module, "ESTIMATORS", tour_module.ESTIMATORS[:1])
     assert tour(tmp_path / "page", **SMALL) == 1
