@@ -32,7 +32,7 @@ def assert_kept_and_found_out(cells):
             assert any(cell.verdict == "biased" for cell in mine), f"{method} says it is biased, and nothing shows it"
 
 
-@pytest.mark.slow
+@pytest.mark.long  # `make demo` judges these, and CI runs it
 def test_every_estimator_on_one_bit():
     cells = judged(["Bernoulli"], tests=False)
     assert {cell.method for cell in cells} == set(catalogue.METHODS)

@@ -302,7 +302,7 @@ def laws_to_cover(size, studies):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1_000, 3_000, 10_000])
+@pytest.mark.parametrize("size", [1_000, 3_000, pytest.param(10_000, marks=pytest.mark.long)])
 def test_variance_interval_covers_93_to_97_percent_where_chi_square_does_not(size):
     """4,000 studies a law; the bounds are widened by what binomial error does to so many, false alarm 1e-6."""
     studies, chunk = 4_000, 200
