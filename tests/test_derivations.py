@@ -218,7 +218,7 @@ def test_sampled_entry_holds_at_another_seed(name):
     assert not np.array_equal(found.lhs.values, verdict(name).lhs.values)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SAMPLED)
 def test_sampled_entry_holds_at_many_seeds(name):
     scores = [check(ENTRIES[name], seed=seed).error for seed in range(2, 22)]
