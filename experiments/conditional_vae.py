@@ -28,7 +28,6 @@ from vbjax.networks.conditional_vae import CVAENetworks, mlp_cvae
 from vbjax.reports import latent_pictures
 
 CLASSES = 10
-FASHION = ["t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
 STYLE_IMAGES = 1000
 """Test images whose style is followed through all classes."""
 
@@ -231,14 +230,12 @@ def main(config: Config, run: Run) -> cards.Card:
         numbers = likelihoods(key_eval, networks, state.averaged, data, config.eval_samples)
         numbers |= style(networks, state.averaged, data)
         images, labels = jnp.asarray(data.test_images, jnp.float32), jnp.asarray(data.test_labels)
-        names = FASHION if config.dataset == "fashion_mnist" else None
         figures = latent_pictures.conditional_model(
             key_pictures,
             networks.bind(state.averaged),
             images[:STYLE_IMAGES],
             labels[:STYLE_IMAGES],
-            classes=CLASSES,
-            names=names,
+            names=data.class_names,
         )
         return experiment.finish(numbers, figures)
 

@@ -41,7 +41,6 @@ CONTINUOUS_TIMES = 200
 """Times of the continuous bound, for each image."""
 BATCH = 500
 """Images that a network sees at once."""
-FASHION = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -455,8 +454,7 @@ def draw_figures(key, setup: Setup, params, guided, bound: DiffusionBound) -> di
         "inpainting": diffusion_pictures.inpainting(key_known, model, schedule, test, setup.stored),
     }
     if guided is not None:
-        names = FASHION if config.dataset == "fashion_mnist" else [str(y) for y in range(CLASSES)]
-        figures["guidance"] = diffusion_pictures.guidance(guided[:, :, :4], config.guidance, names)
+        figures["guidance"] = diffusion_pictures.guidance(guided[:, :, :4], config.guidance, data.class_names)
     if not config.eval_times:
         figures["terms"] = diffusion_pictures.terms(bound, schedule, test[0].size)
     return figures

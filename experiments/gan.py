@@ -38,7 +38,6 @@ from vbjax.networks.gan import GANNetworks, conv_gan, mlp_gan
 from vbjax.reports import gan_pictures
 
 CLASSES = 10
-FASHION = ["t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
 SCALE, DEVIATIONS = 0.05, 3
 """Standard deviation of the plane's modes, and how many of them a point of high quality may be away."""
 LAWS = {
@@ -391,14 +390,13 @@ def evaluate_images(data: datasets.Dataset, key, config: Config, networks: GANNe
     z, asked = jax.random.normal(key_z, (count, networks.latent_dim)), train[1][rows[0]]
     model = many(generate, z, asked)
     numbers = image_numbers(judge, networks, model, asked, test, train[0][rows])
-    names = FASHION if config.dataset == "fashion_mnist" else [str(y) for y in range(CLASSES)]
     figures = {
         "samples": gan_pictures.samples(test[0].astype(jnp.float32), model),
         "interpolation": gan_pictures.interpolation(generate, z, asked),
     }
     if config.conditional:
-        figures["classes"] = gan_pictures.class_sheet(generate, z, names)
-    more, drawn = attributes(key_attributes, generate, judge, networks, names)
+        figures["classes"] = gan_pictures.class_sheet(generate, z, data.class_names)
+    more, drawn = attributes(key_attributes, generate, judge, networks, data.class_names)
     return numbers | more, figures | drawn
 
 

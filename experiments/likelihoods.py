@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbjax import cards, datasets, em, leaderboard, progress, runs
-from vbjax.diffusion.bound import DiffusionModel
 from vbjax.diffusion.decoders import embed_levels
-from vbjax.diffusion.process import reverse_kernel
 from vbjax.diffusion.schedules import discretise, linear_gamma
 from vbjax.evaluation import Evidence
 from vbjax.experiment import Experiment, Run, check_counts, command_line, load_data, preparing
@@ -165,22 +162,20 @@ def makers(config: Config, data: datasets.Dataset, run: Run) -> dict[str, Maker]
             levels=levels,
             log_prior=frequencies,
         )
-        embed = partial(embed_levels, levels=levels)
         with progress.Progress(steps, quiet=run.quiet) as bar:
             state = fit_denoiser(
                 key_train,
                 networks,
-                embed(jnp.asarray(data.train_images)),
+                embed_levels(jnp.asarray(data.train_images), levels=levels),
                 low=low,
                 high=high,
                 steps=steps,
                 on_chunk=lambda state, row: bar.update(row),
             )
-        reverse = reverse_kernel(networks.bind(state.averaged), networks.bind_variance(state.averaged))
         return leaderboard.by_diffusion(
             key_test,
             "diffusion",
-            DiffusionModel(embed, reverse, networks.bind_levels(state.averaged)),
+            networks.chain(state.averaged),
             discretise(linear_gamma(low, high), DIFFUSION_TIMES),
             data,
             parameters=count_parameters(state.params),

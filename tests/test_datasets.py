@@ -1,5 +1,6 @@
 """Data: the published bytes or a clear refusal, every example once per epoch, laws with the moments they claim."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -130,6 +131,15 @@ def test_digits_are_scikit_learns_first_1347_and_last_450():
     np.testing.assert_array_equal(digits.train_labels, source.target[:1347])
     np.testing.assert_array_equal(digits.test_labels, source.target[-450:])
     assert fingerprint(digits) == SHA256["digits"]
+
+
+def test_every_label_has_a_word():
+    data = datasets.load("digits")
+    assert data.class_names == [str(y) for y in range(10)]
+    for name, boot in (("fashion_mnist", "boot"), ("cifar10", "truck")):
+        names = dataclasses.replace(data, name=name).class_names
+        assert len(set(names)) == 10
+        assert names[9] == boot
 
 
 def test_a_validation_split_is_the_end_of_the_training_split_and_sees_no_test_image():

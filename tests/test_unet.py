@@ -372,6 +372,7 @@ def test_the_batch_loss_is_a_mean_over_examples_and_withholds_labels_at_its_rate
         (lambda: mlp_denoiser((2,)).bind({})(jnp.zeros(3), jnp.zeros(())), "x_t must have the shape"),
         (lambda: mlp_denoiser((2,)).bind_levels({}), "bind_levels needs"),
         (lambda: mlp_denoiser((2,)).bind_variance({}), "bind_variance needs"),
+        (lambda: mlp_denoiser((2,), learned_variance=True).chain({}), "bind_levels needs"),
         (lambda: mlp_denoiser((2,)).loss(lambda key, denoiser, x: (x.sum(), {}), null_rate=2), "null_rate must lie"),
     ],
 )

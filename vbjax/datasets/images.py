@@ -23,6 +23,11 @@ from vbjax.datasets.errors import DatasetUnavailable, UnknownDataset
 
 NAMES = ("digits", *preparation.PUBLISHED)
 
+_CLASS_NAMES = {
+    "fashion_mnist": "t-shirt trousers pullover dress coat sandal shirt sneaker bag boot",
+    "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
+}
+
 _CACHE = "vbjax_arrays.bin"
 _DIGITS_TRAIN = 1347
 
@@ -40,6 +45,11 @@ class Dataset:
     train_labels: Int32[Array | np.ndarray, " train"]
     test_images: UInt8[Array | np.ndarray, "test *shape"]
     test_labels: Int32[Array | np.ndarray, " test"]
+
+    @property
+    def class_names(self) -> list[str]:
+        """What the labels 0 to 9 stand for, in a word each; for digits the digits themselves."""
+        return _CLASS_NAMES.get(self.name, "0 1 2 3 4 5 6 7 8 9").split()
 
     def on_device(self, device: jax.Device | jax.sharding.Sharding | None = None) -> "Dataset":
         """Return the same data as committed `jax.Array`s; no device means the default one."""

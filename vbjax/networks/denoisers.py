@@ -5,6 +5,7 @@ each of them it becomes the one contract `(x_t, γ_t) -> x̂_0`, so samplers, bo
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree
 
+from vbjax.diffusion.bound import DiffusionModel
 from vbjax.diffusion.decoders import PixelLaw, embed_levels, levels_decoder
 from vbjax.diffusion.process import (
     Denoiser,
@@ -23,6 +25,7 @@ from vbjax.diffusion.process import (
     noise,
     posterior_mean,
     posterior_variance,
+    reverse_kernel,
 )
 from vbjax.distributions import Categorical
 from vbjax.networks.conditioning import Conditioning, Label, check_label
@@ -117,6 +120,14 @@ class DenoiserNetworks(NamedTuple):
             raise ValueError('bind_variance needs learned_variance=True or prediction="levels"')
         outputs = self._outputs(params, label, dropout_key)
         return interpolated_variance(lambda x_t, gamma: 0.5 * (outputs(x_t, gamma)[..., 1] + 1))
+
+    def chain(self, params: Params) -> DiffusionModel:
+        """The model at these parameters with the best reverse variance, for the prediction "levels" and for any class.
+
+        Raises ValueError for another prediction.
+        """
+        reverse = reverse_kernel(self.bind(params), self.bind_variance(params))
+        return DiffusionModel(partial(embed_levels, levels=self.levels), reverse, self.bind_levels(params))
 
     def loss(
         self, objective: Objective, *, null_rate: int | float = 0.1

@@ -23,16 +23,13 @@ EXTREMES = {
 """Styles that a person sees, and the words for little and much of each."""
 
 
-def conditional_model(
-    key: PRNGKey, cvae: CVAE, images: Array, labels: Array, *, classes: int, names: Sequence[str] | None = None
-) -> dict:
+def conditional_model(key: PRNGKey, cvae: CVAE, images: Array, labels: Array, *, names: Sequence[str]) -> dict:
     """The standard set of figures by name, for a model and test images `(n, rows, columns)` with labels `(n,)`.
 
-    names: of the classes; their numbers by default.
+    names: of the classes.
     """
-    names = names or [str(y) for y in range(classes)]
     codes = jax.vmap(lambda x, y: cvae.encode(x, y).mean())(images, labels)
-    values = style_values(images, labels, classes=classes)
+    values = style_values(images, labels, classes=len(names))
     first = extremes(values["slant"], np.asarray(labels))[1][0]
     return {
         "analogies": analogies(cvae, images, labels, values, names),

@@ -1,16 +1,14 @@
 """The tour's diffusion models: one of Gaussian data, whose every gap is known, and one trained on the digits."""
 
 import time
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from vbjax import datasets, leaderboard, progress
 from vbjax.diffusion import exact, schedules
-from vbjax.diffusion.bound import DiffusionModel
 from vbjax.diffusion.decoders import embed_levels
-from vbjax.diffusion.process import forward_variance, optimal_variance, posterior_variance, reverse_kernel
+from vbjax.diffusion.process import forward_variance, optimal_variance, posterior_variance
 from vbjax.diffusion.samplers import generate
 from vbjax.networks.denoisers import mlp_denoiser
 from vbjax.recipe import count_parameters, fit_denoiser, log_frequencies
@@ -37,21 +35,20 @@ def diffusion_section(key: PRNGKey, *, steps: int) -> tuple[Section, leaderboard
         levels=levels,
         log_prior=log_frequencies(jnp.asarray(data.train_images), levels=levels),
     )
-    embed, begin = partial(embed_levels, levels=levels), time.perf_counter()
+    begin = time.perf_counter()
     key_train, key_bound, key_draws = jax.random.split(key, 3)
     with progress.Progress(steps) as bar:
         state = fit_denoiser(
             key_train,
             networks,
-            embed(jnp.asarray(data.train_images)),
+            embed_levels(jnp.asarray(data.train_images), levels=levels),
             low=LOW,
             high=HIGH,
             steps=steps,
             on_chunk=lambda state, row: bar.update(row),
         )
     seconds, params = time.perf_counter() - begin, state.averaged
-    reverse = reverse_kernel(networks.bind(params), networks.bind_variance(params))
-    model = DiffusionModel(embed, reverse, networks.bind_levels(params))
+    model = networks.chain(params)
     schedule = schedules.discretise(schedules.linear_gamma(LOW, HIGH), TIMES)
     entry = leaderboard.by_diffusion(
         key_bound, "diffusion", model, schedule, data, parameters=count_parameters(params), seconds=seconds
