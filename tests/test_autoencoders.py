@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import assert_refused
 from scipy import integrate, linalg, optimize, special, stats
 from sklearn import decomposition
 
@@ -495,14 +496,7 @@ def test_the_script_leaves_a_card_and_pictures_and_pca_meets_itself(tmp_path, ca
     ],
 )
 def test_bad_input_leaves_with_code_2_one_line_and_no_folder(changes, said, tmp_path, capsys):
-    with pytest.raises(SystemExit) as refusal:
-        script.main(dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"))
-    assert refusal.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert said in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    assert_refused(script.main, dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"), said, capsys)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import assert_refused
 from scipy import special, stats
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -286,14 +287,9 @@ TINY_M2 = semi_supervised.Config(hidden=(16,), latent_dim=3, steps=200, batch_si
     ],
 )
 def test_bad_input_leaves_with_code_2_one_line_and_no_folder(script, config, changes, said, tmp_path, capsys):
-    with pytest.raises(SystemExit) as refusal:
-        script.main(dataclasses.replace(config, **changes), Run(out=tmp_path / "run", quiet=True))
-    assert refusal.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert said in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    assert_refused(
+        script.main, dataclasses.replace(config, **changes), Run(out=tmp_path / "run", quiet=True), said, capsys
+    )
 
 
 def test_the_labelled_examples_are_as_many_of_every_class_and_the_others_are_the_rest():

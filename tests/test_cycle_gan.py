@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import assert_refused
 
 from experiments import cycle_gan
 from vbjax import cards, runs
@@ -71,11 +72,4 @@ def test_a_run_leaves_a_card_a_picture_and_all_terms(tmp_path):
     [({"cycle": -1.0}, "cycle"), ({"shrink": 0.0}, "shrink"), ({"hidden": ()}, "hidden"), ({"steps": 0}, "steps")],
 )
 def test_bad_input_leaves_with_code_2_one_line_and_no_folder(changes, said, tmp_path, capsys):
-    with pytest.raises(SystemExit) as refusal:
-        cycle_gan.main(dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"))
-    assert refusal.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert said in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    assert_refused(cycle_gan.main, dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"), said, capsys)

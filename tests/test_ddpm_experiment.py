@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import holds_only_for
+from refusals import assert_refused
 
 from experiments import ddpm
 from vbjax import cards, datasets, leaderboard, runs, training
@@ -76,14 +77,7 @@ def setup_of(config):
     ],
 )
 def test_bad_input_leaves_with_code_2_one_line_and_no_folder(changes, said, tmp_path, capsys):
-    with pytest.raises(SystemExit) as refusal:
-        ddpm.main(dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"))
-    assert refusal.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert said in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    assert_refused(ddpm.main, dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"), said, capsys)
 
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import assert_refused
 
 from experiments import hierarchical_vae, vae
 from vbjax import cards, runs
@@ -100,14 +101,7 @@ def test_another_configuration_in_the_same_folder_is_refused_by_naming_the_field
     ],
 )
 def test_bad_input_leaves_with_code_2_one_line_and_no_folder(changes, said, tmp_path, capsys):
-    with pytest.raises(SystemExit) as refusal:
-        vae.main(dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"))
-    assert refusal.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert said in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    assert_refused(vae.main, dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"), said, capsys)
 
 
 def test_everything_but_the_data_is_refused_before_the_data_are_looked_for(tmp_path, capsys):
@@ -136,14 +130,7 @@ def test_checkpoints_need_a_positive_distance(tmp_path, capsys):
 )
 def test_the_hierarchical_script_refuses_likewise(changes, said, tmp_path, capsys):
     config = dataclasses.replace(hierarchical_vae.Config(), **changes)
-    with pytest.raises(SystemExit) as refusal:
-        hierarchical_vae.main(config, run_in(tmp_path / "run"))
-    assert refusal.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert said in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    assert_refused(hierarchical_vae.main, config, run_in(tmp_path / "run"), said, capsys)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import assert_refused
 
 from experiments import cycle_gan, gan
 from vbjax import cards, runs, training
@@ -144,14 +145,7 @@ def test_the_real_distance_is_the_mean_over_draws_with_its_standard_error():
     ],
 )
 def test_bad_input_leaves_with_code_2_one_line_and_no_folder(changes, said, tmp_path, capsys):
-    with pytest.raises(SystemExit) as refusal:
-        gan.main(dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"))
-    assert refusal.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert said in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    assert_refused(gan.main, dataclasses.replace(TINY, **changes), run_in(tmp_path / "run"), said, capsys)
 
 
 @pytest.fixture(scope="module")
