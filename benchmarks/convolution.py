@@ -13,26 +13,18 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.tree_util import Partial
+from training_steps import Run, inside, matrix_rate, outside, with_torch
 
-from vbjax.datasets.batching import batch_indices
 from vbjax.distributions import Bernoulli, Normal
 from vbjax.networks.convolutional import ConvDecoderBody, ConvEncoderBody, PixelParameters
 from vbjax.networks.mlp import GaussianEncoder
-from vbjax.training import fit, init_state, make_optimizer, train_step
 from vbjax.vae import VAE, elbo
 
 BATCH, SHAPE, LATENT = 128, (28, 28), 20
@@ -109,76 +101,6 @@ def stock(key, wide: bool):
     return network.init(key_params, jnp.zeros((1, *SHAPE)), key_noise), loss
 
 
-def gather(images, key, step):
-    """Return the images of one step."""
-    return images[batch_indices(key, step, len(images), BATCH)]
-
-
-def inside(images, key, params, loss) -> Callable[[int], float]:
-    """Steps in the compiled loop of `fit`."""
-    optimizer, batch = make_optimizer(learning_rate=1e-3), Partial(gather, images, key)
-    state, loss, rows = init_state(params, optimizer), Partial(loss), []
-
-    def run(steps: int) -> float:
-        nonlocal state
-        until = int(state.step) + steps
-        state = fit(
-            key, loss, batch, optimizer, state, steps=until, chunk=steps, on_chunk=lambda _, row: rows.append(row)
-        )
-        return rows[-1]["loss"]
-
-    return run
-
-
-def outside(images, key, params, loss) -> Callable[[int], float]:
-    """The same step, compiled alone and called from Python."""
-    optimizer = make_optimizer(learning_rate=1e-3)
-    state = init_state(params, optimizer)
-
-    @partial(jax.jit, donate_argnums=0)
-    def one(state, images):
-        return train_step(key, loss, Partial(gather, images, key), optimizer, state)
-
-    def run(steps: int) -> float:
-        nonlocal state
-        losses = []
-        for _ in range(steps):
-            state, (value, _) = one(state, images)
-            losses.append(value)
-        return float(np.mean(jax.device_get(losses)))
-
-    return run
-
-
-@contextmanager
-def with_torch(
-    python: str, images: np.ndarray, decoder: str, threads: int
-) -> Iterator[tuple[str, Callable[[int], float] | None]]:
-    """PyTorch in a child process; yields its version and a function that runs some steps."""
-    if python == "none":
-        yield "", None
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / "images.npy", images)
-        worker = Path(__file__).with_name("torch_convolution.py")
-        command = [python, str(worker), str(Path(folder) / "images.npy"), decoder, str(BATCH), str(threads)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-            version = child.stdout.readline().split()
-            if not version:
-                print("PyTorch is left out; --torch-python names an interpreter that has it", file=sys.stderr)
-                yield "", None
-                return
-
-            def run(steps: int) -> float:
-                print(steps, file=child.stdin, flush=True)
-                return float(child.stdout.readline().split()[1])
-
-            try:
-                yield version[0], run
-            finally:
-                child.stdin.close()
-
-
 def multiplications(wide: bool) -> float:
     """Floating-point operations of all matrix products and convolutions of a step: forward, and twice that backward."""
     dense = 2 * (7 * 7 * 64 * 256) + 3 * 256 * LATENT
@@ -189,20 +111,7 @@ def multiplications(wide: bool) -> float:
     return 2.0 * BATCH * (3 * (dense + first + second + decoder) - first)
 
 
-def matrix_rate(repeats: int = 20) -> float:
-    """The highest rate of a 1024-cubed matrix product, in floating-point operations per second."""
-    a = jax.random.normal(jax.random.key(0), (1024, 1024))
-    product = jax.jit(lambda a: a @ a)
-    jax.block_until_ready(product(a))
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(product(a))
-        times.append(time.perf_counter() - begin)
-    return 2 * 1024**3 / min(times)
-
-
-def measure(contestants: dict[str, Callable[[int], float]], seconds: float, rounds: int) -> dict[str, list[float]]:
+def measure(contestants: dict[str, Run], seconds: float, rounds: int) -> dict[str, list[float]]:
     """Let the contestants take turns of about so many seconds; return steps per second, one number a round."""
     steps = {}
     for name, run in contestants.items():
@@ -214,7 +123,7 @@ def measure(contestants: dict[str, Callable[[int], float]], seconds: float, roun
     for turn in range(rounds):
         for name in list(contestants)[:: 1 if turn % 2 == 0 else -1]:
             begin = time.perf_counter()
-            loss = contestants[name](steps[name])
+            _, loss = contestants[name](steps[name])
             speeds[name].append(steps[name] / (time.perf_counter() - begin))
             if not np.isfinite(loss):
                 raise ArithmeticError(f"{name}: the loss is {loss}")
@@ -235,11 +144,13 @@ def main() -> None:
     bits = (np.random.default_rng(0).random((10_000, *SHAPE)) < 0.3).astype(np.uint8)
     images, key = jnp.asarray(bits), jax.random.key(0)
     contestants = {
-        f"{name} {where}": build(images, key, *model(key, wide))
+        f"{name} {where}": build(BATCH, images, key, *model(key, wide))
         for name, model in (("vbjax", library), ("stock Flax", stock))
         for where, build in (("in fit", inside), ("outside", outside))
     }
-    with with_torch(arguments.torch_python, bits, arguments.decoder, arguments.threads) as (version, run):
+    with with_torch(
+        arguments.torch_python, "torch_convolution.py", bits, arguments.decoder, BATCH, arguments.threads
+    ) as (version, run):
         if run is not None:
             contestants[TORCH] = run
         rate = matrix_rate()

@@ -13,26 +13,19 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.tree_util import Partial
+from training_steps import Run, inside, matrix_rate, outside, with_torch
 
-from vbjax.datasets.batching import batch_indices
 from vbjax.diffusion.process import noise, signal
 from vbjax.networks.conditioning import sinusoids
 from vbjax.networks.unet import UNet
-from vbjax.training import fit, init_state, make_optimizer, train_step
 
 BATCH, SHAPE = 64, (28, 28)
 CHANNELS, MULTIPLIERS, GROUPS = 32, (1, 2, 4), 8
@@ -132,76 +125,6 @@ def stock(key):
     return jax.jit(network.init)(key, jnp.zeros((1, *SHAPE)), jnp.zeros(1)), loss
 
 
-def gather(images, key, step):
-    """Return the images of one step."""
-    return images[batch_indices(key, step, len(images), BATCH)]
-
-
-def inside(images, key, params, loss) -> Callable[[int], tuple[float, float]]:
-    """Steps in the compiled loop of `fit`: processor seconds and the loss."""
-    optimizer, batch = make_optimizer(learning_rate=1e-3), Partial(gather, images, key)
-    state, loss, rows = init_state(params, optimizer), Partial(loss), []
-
-    def run(steps: int) -> tuple[float, float]:
-        nonlocal state
-        begin, until = time.process_time(), int(state.step) + steps
-        state = fit(
-            key, loss, batch, optimizer, state, steps=until, chunk=steps, on_chunk=lambda _, row: rows.append(row)
-        )
-        return time.process_time() - begin, rows[-1]["loss"]
-
-    return run
-
-
-def outside(images, key, params, loss) -> Callable[[int], tuple[float, float]]:
-    """The same step, compiled alone and called from Python."""
-    optimizer = make_optimizer(learning_rate=1e-3)
-    state = init_state(params, optimizer)
-
-    @partial(jax.jit, donate_argnums=0)
-    def one(state, images):
-        return train_step(key, loss, Partial(gather, images, key), optimizer, state)
-
-    def run(steps: int) -> tuple[float, float]:
-        nonlocal state
-        begin, losses = time.process_time(), []
-        for _ in range(steps):
-            state, (value, _) = one(state, images)
-            losses.append(value)
-        loss = float(np.mean(jax.device_get(losses)))
-        return time.process_time() - begin, loss
-
-    return run
-
-
-@contextmanager
-def with_torch(python: str, images: np.ndarray, threads: int) -> Iterator[tuple[str, Callable | None]]:
-    """PyTorch in a child process; yields its version and a function that runs some steps."""
-    if python == "none":
-        yield "", None
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / "images.npy", images)
-        worker = Path(__file__).with_name("torch_unet.py")
-        command = [python, str(worker), str(Path(folder) / "images.npy"), str(BATCH), str(threads)]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-            version = child.stdout.readline().split()
-            if not version:
-                print("PyTorch is left out; --torch-python names an interpreter that has it", file=sys.stderr)
-                yield "", None
-                return
-
-            def run(steps: int) -> tuple[float, float]:
-                print(steps, file=child.stdin, flush=True)
-                _, busy, loss = map(float, child.stdout.readline().split())
-                return busy, loss
-
-            try:
-                yield version[0], run
-            finally:
-                child.stdin.close()
-
-
 def multiplications() -> float:
     """Floating-point operations of all matrix products and convolutions of a step: forward, and twice that backward."""
     widths, pixels = [CHANNELS * m for m in MULTIPLIERS], [math.prod(SHAPE) // 4**i for i in range(len(MULTIPLIERS))]
@@ -217,20 +140,7 @@ def multiplications() -> float:
     return 6.0 * BATCH * total
 
 
-def matrix_rate(repeats: int = 20) -> float:
-    """The highest rate of a 1024-cubed matrix product, in floating-point operations per second."""
-    a = jax.random.normal(jax.random.key(0), (1024, 1024))
-    product = jax.jit(lambda a: a @ a)
-    jax.block_until_ready(product(a))
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(product(a))
-        times.append(time.perf_counter() - begin)
-    return 2 * 1024**3 / min(times)
-
-
-def measure(contestants: dict[str, Callable[[int], tuple[float, float]]], steps: int, rounds: int):
+def measure(contestants: dict[str, Run], steps: int, rounds: int):
     """Let the contestants take turns of so many steps; return seconds and processor seconds per step, by round."""
     for run in contestants.values():
         run(1)  # compiles
@@ -258,12 +168,12 @@ def main() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (10_000, *SHAPE), np.uint8)
     images, key = jnp.asarray(pixels), jax.random.key(0)
     contestants = {
-        f"{name} {where}": build(images, key, *model(key))
+        f"{name} {where}": build(BATCH, images, key, *model(key))
         for name, model in (("vbjax", library), ("stock Flax", stock))
         for where, build in (("in fit", inside), ("outside", outside))
         if f"{name} {where}" not in arguments.without
     }
-    with with_torch(arguments.torch_python, pixels, arguments.threads) as (version, run):
+    with with_torch(arguments.torch_python, "torch_unet.py", pixels, BATCH, arguments.threads) as (version, run):
         if run is not None:
             contestants[TORCH] = run
         rate = matrix_rate()

@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     conformance.add_argument("--laws", nargs="+", default=(), metavar="NAME", help="families of laws (default: all)")
     conformance.add_argument("--no-tests", action="store_true", help="only what is exact; the rest stays open")
     conformance.add_argument("--seed", type=_seed, default=0, help="seed of the tests (default: 0)")
-    conformance.add_argument("--markdown", type=Path, metavar="FILE", help="also write the matrix to FILE")
+    conformance.add_argument("--markdown", type=Path, metavar="FILE", help="also write the matrix to FILE, law by law")
     conformance.add_argument("--json", action="store_true", help="print every cell as JSON")
     conformance.set_defaults(run=_conformance)
 

@@ -25,12 +25,21 @@ def run_conformance(
     if markdown is not None:
         runs.writable_folder(markdown.parent)
     chosen, places = list(methods or METHODS), list(laws or (family.name for family in families.families()))
+    names = "".join(f" --{option} {' '.join(map(repr, given))}" for option, given in
+                    (("methods", methods), ("laws", laws)) if given)  # fmt: skip
+
+    def keep(complete: list[conformance.Cell]) -> None:
+        if markdown is not None:
+            runs.write_atomically(markdown, conformance_markdown(complete, f"vbjax conformance{names} --markdown FILE"))
+
     cells: list[conformance.Cell] = []
     try:
         found = conformance.conformance(jax.random.key(seed), methods=chosen, laws=places, tests=tests)
         with Progress(len(chosen) * len(places), quiet=as_json, unit="pairs") as bar:
             begin, pairs = time.monotonic(), set()
             for cell in found:
+                if cells and cell.family != cells[-1].family:
+                    keep(cells)
                 cells.append(cell)
                 if (cell.method, cell.family) not in pairs:
                     pairs.add((cell.method, cell.family))
@@ -39,10 +48,7 @@ def run_conformance(
                     bar.update({"step": len(pairs), "pairs_per_second": pace, "seconds_left": left})
     except ValueError as error:
         raise runs.RunError(str(error)) from error
-    if markdown is not None:
-        names = "".join(f" --{option} {' '.join(map(repr, given))}" for option, given in
-                        (("methods", methods), ("laws", laws)) if given)  # fmt: skip
-        runs.write_atomically(markdown, conformance_markdown(cells, f"vbjax conformance{names} --markdown FILE"))
+    keep(cells)
     broken = [cell for cell in cells if not cell.kept]
     if as_json:
         print(json.dumps([_plain_cell(cell) for cell in cells], allow_nan=False))

@@ -26,12 +26,14 @@ _LAWS_ABREAST = 3
 def conformance_section(cells: Sequence[Cell], *, title: str = "Conformance of the estimators") -> Section:
     """The matrix, laws in columns."""
     laws, rows = conformance.rows(cells)
-    judged = sum(cell.verdict in ("biased", "unbiased") for cell in cells)
-    broken = [cell for cell in cells if not cell.kept]
     return section(
         title,
-        prose(f"{judged} estimates judged, {len(broken)} broken promises. {LEGEND}"),
-        [prose(f"{c.method} on {c.family}: biased {c.group}, {c.objective}, by {number(c.bias, 3)}") for c in broken],
+        prose(f"{_count(cells)} {LEGEND}"),
+        [
+            prose(f"{c.method} on {c.family}: biased {c.group}, {c.objective}, by {number(c.bias, 3)}")
+            for c in cells
+            if not c.kept
+        ],
         table(("estimator", *laws), rows, caption="Every estimator on every law"),
         id="conformance",
     )
@@ -40,13 +42,19 @@ def conformance_section(cells: Sequence[Cell], *, title: str = "Conformance of t
 def conformance_markdown(cells: Sequence[Cell], command: str) -> str:
     """The same for a repository's documentation, a few laws at a time; estimators that refuse them all left out."""
     laws, rows = conformance.rows(cells)
-    lines = ["# Conformance of the gradient estimators", "", f"Written by `{command}`.", "", LEGEND]
+    lines = ["# Conformance of the gradient estimators", "", f"Written by `{command}`."]
+    lines += ["", f"{_count(cells)} {LEGEND}"]
     for start in range(0, len(laws), _LAWS_ABREAST):
         some = slice(start, start + _LAWS_ABREAST)
         lines += ["", "| " + " | ".join(("estimator", *laws[some])) + " |", "|---" * (len(laws[some]) + 1) + "|"]
         judged = [(name, marks[some]) for name, *marks in rows if set(marks[some]) != {conformance.REFUSED}]
         lines += ["| " + " | ".join((name, *marks)) + " |" for name, marks in judged]
     return "\n".join(lines) + "\n"
+
+
+def _count(cells: Sequence[Cell]) -> str:
+    judged = sum(cell.verdict in ("biased", "unbiased") for cell in cells)
+    return f"{judged} estimates judged, {sum(not cell.kept for cell in cells)} broken promises."
 
 
 def published_section(case: PublishedCase) -> Section:

@@ -75,12 +75,12 @@ def conformance(
 ) -> Iterator[Cell]:
     """Judge methods (names of `catalogue.METHODS`) on laws (names of `families`), by default all; needs float64.
 
-    tests: whether to judge by sampling what cannot be integrated; otherwise those cells are "not judged". Yields in
-    the order of methods and laws. Raises ValueError for unknown names.
+    tests: whether to judge by sampling what cannot be integrated; otherwise those cells are "not judged". Yields law
+    by law, each in the order of the methods. Raises ValueError for unknown names.
     """
     chosen = [catalogue.METHODS[name] for name in _known(methods, catalogue.METHODS, "estimator")]
     found = {family.name: family for family in families.families()}
-    pairs = [(m, found[name]) for m in chosen for name in _known(laws, found, "law")]
+    pairs = [(method, found[name]) for name in _known(laws, found, "law") for method in chosen]
 
     def judged(pair):
         # a context does not reach the threads of a pool
