@@ -3,7 +3,7 @@
 The path π_β(z) ∝ q(z)^(1-β) p(x, z)^β leads from a law q that can be drawn from (the prior, or an encoder's q(z|x))
 to the posterior. A chain that walks up it has a log-weight w with E exp(w) = p(x); one that walks down from an exact
 draw of the posterior has E exp(-w) = 1 / p(x). One datum at a time: `tune` the steps, then ask for `log_weights` and
-feed them to `bounds.iwae`. `evaluation.annealed_nll` does it for a test set.
+feed them to `bounds.iwae`. `evaluation.annealed_evidence` does it for a test set.
 """
 
 from collections.abc import Callable

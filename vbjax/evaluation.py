@@ -2,7 +2,7 @@
 
 A likelihood is a mean over test examples; its standard error says how far another test set of the same size would
 move it. The Monte-Carlo error of the importance weights is separate and reported beside it. `importance_weighted_nll`
-is fast; `annealed_nll` is nearer to the truth, and `bidirectional_bounds` says how near on data drawn from the model.
+is fast; `annealed_evidence` is nearer to the truth, `bidirectional_bounds` says how near on data drawn from the model.
 """
 
 import math
@@ -186,28 +186,6 @@ def annealed_evidence(
             }
             on_chunk({"step": stop, "nll": total / stop, **pace})
     return jax.tree.map(lambda *v: jnp.concatenate(v), *parts)
-
-
-def annealed_nll(
-    key: PRNGKey,
-    vae: VAE,
-    images: Array,
-    *,
-    betas: Betas,
-    chains: int = 8,
-    leapfrog_steps: int = 5,
-    chunk: int = 64,
-    on_chunk: Callable[[dict[str, int | float]], None] | None = None,
-) -> Likelihood:
-    """-log p(x) on held-out images `(n, *event)` by annealed importance sampling: `annealed_evidence`, averaged.
-
-    betas: as `annealing.sigmoidal_betas(100)`. The step sizes are tuned on the first 16 images. An upper bound in
-    expectation, like `importance_weighted_nll`. Memory, progress and what is raised: `annealed_evidence`.
-    """
-    key_tune, key_chains = jax.random.split(key)
-    plan = tune_annealing(key_tune, vae, images[:16], betas, leapfrog_steps=leapfrog_steps)
-    evidence = annealed_evidence(key_chains, vae, images, plan, chains=chains, chunk=chunk, on_chunk=on_chunk)
-    return evidence.likelihood(math.prod(images.shape[1:]))
 
 
 def bidirectional_bounds(
