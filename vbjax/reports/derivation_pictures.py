@@ -1,8 +1,10 @@
 """Pictures for entries that a picture says better than numbers: a function of nothing for each id, in `PICTURES`.
 
-What is drawn is the library's own answer over a range, where the entry checks one point of it.
+What is drawn is the library's own answer over a range, where the entry checks one point of it. `account` says in
+plain lines what a check found, for those who read a notebook and not a page.
 """
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbjax import bounds, exact
+from vbjax.derivations.command import error_text
+from vbjax.derivations.identity import Verdict
 from vbjax.diffusion.schedules import cosine_schedule, linear_schedule, sigmoid_schedule
 from vbjax.distributions import MultivariateNormal, Normal
 from vbjax.divergences import kl_divergence, renyi_divergence
@@ -19,9 +23,46 @@ from vbjax.estimators import pathwise, score_function
 from vbjax.gan.games import Players, Point, alternating, extragradient, simultaneous, trajectory
 from vbjax.reports.figures import SERIES, figure, figure_style
 from vbjax.reports.html import Html
+from vbjax.reports.numbers import number, uncertain
 
 
-def variance_against_distance() -> Html:
+class Picture(Html):
+    """A picture that shows itself in a notebook, on white: its lines are dark where no page colours them."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return f'<div style="display: inline-block; background: white; color: black">{self}</div>'
+
+
+def account(verdict: Verdict, *, rows: int = 6) -> str:
+    """What a check found, as plain lines: both sides, the control beside them, both verdicts, the slide's correction.
+
+    rows: the most quantities to list.
+    """
+    identity = verdict.identity
+    control = identity.control
+    lines = [f"{identity.title} ({identity.id}; lecture {identity.lecture}, «{identity.slide}»)"]
+    header = ("", "library", f"{identity.test.relation} oracle", "control")
+    sides = [
+        [uncertain(value, error) for value, error in zip(side.values, side.standard_error, strict=True)]
+        for side in (verdict.lhs, verdict.rhs, verdict.control)
+    ]
+    table = [header, *zip(verdict.lhs.names, *sides, strict=True)]
+    lines += [f"  {name:44s}" + "".join(f"{cell:>18s}" for cell in cells) for name, *cells in table[: rows + 1]]
+    if len(table) > rows + 1:
+        lines.append(f"  … and {len(table) - rows - 1} more")
+    found = verdict.failure or f"error {error_text(verdict, verdict.error)}, {number(verdict.limit, 3)} passes"
+    lines.append(f"  {'holds' if verdict.holds else 'DOES NOT HOLD'}: {found}")
+    rejected = "rejected" if verdict.control_rejected else "NOT REJECTED"
+    of = "the slide as it stands" if control.on_slide else "control"
+    lines.append(f"  {of} {rejected}, error {error_text(verdict, verdict.control_error)}: {control.claim}")
+    if identity.correction:
+        lines.append(f"  on the slide: {identity.correction}")
+    return "\n".join(wrapped for line in lines for wrapped in textwrap.wrap(line, 110, subsequent_indent="    "))
+
+
+def variance_against_distance() -> Picture:
     """Both gradients' variances of a square, while the mean moves away from the target."""
     distances = np.linspace(0, 4, 9)
 
@@ -39,7 +80,7 @@ def variance_against_distance() -> Html:
     return _figure(drawing, "gradient-variance-quadratic", "Score variance grows as the fourth power of the distance.")
 
 
-def variance_against_frequency() -> Html:
+def variance_against_frequency() -> Picture:
     """The two variances for a wave, whose order changes."""
     frequencies = np.linspace(0.05, 3, 25)
 
@@ -57,7 +98,7 @@ def variance_against_frequency() -> Html:
     return _figure(drawing, "score-vs-reparam-counterexample", "The curves cross: neither is better for every f.")
 
 
-def bound_against_samples() -> Html:
+def bound_against_samples() -> Picture:
     """The importance-weighted bound closing its gap."""
     counts = (1, 2, 3)
     q = Normal(jnp.array(0.4), jnp.array(0.6))
@@ -81,7 +122,7 @@ def bound_against_samples() -> Html:
     return _figure(drawing, "iwae-bound-monotone", "The bound rises towards the evidence with every further sample.")
 
 
-def gap_against_correlation() -> Html:
+def gap_against_correlation() -> Picture:
     """What a diagonal q loses on a correlated posterior."""
     correlations = np.linspace(-0.97, 0.97, 61)
     with jax.enable_x64(True):
@@ -97,7 +138,7 @@ def gap_against_correlation() -> Html:
     return _figure(drawing, "elbo-tightness", "A full q has no gap; that of a diagonal one grows with the correlation.")
 
 
-def divergence_directions() -> Html:
+def divergence_directions() -> Picture:
     """Contours of a correlated target and its two diagonal approximations."""
     covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
     angles = np.linspace(0, 2 * np.pi, 120)
@@ -115,7 +156,7 @@ def divergence_directions() -> Html:
     return _figure(drawing, "reverse-kl-behaviour", "One direction fits inside the target, the other around it.")
 
 
-def prior_sampling_cost() -> Html:
+def prior_sampling_cost() -> Picture:
     """Draws of the prior that a relative error of one tenth takes."""
     dimensions = np.arange(1, 41)
     variance, x = 0.2, 0.4
@@ -130,7 +171,7 @@ def prior_sampling_cost() -> Html:
     )
 
 
-def active_directions() -> Html:
+def active_directions() -> Picture:
     """The optimal weight of a direction against its eigenvalue."""
     eigenvalues, noise = np.linspace(0, 4, 200), 0.6
     with _axes("eigenvalue λ of the data's covariance", "optimal weight |w|") as (drawing, axes):
@@ -140,7 +181,7 @@ def active_directions() -> Html:
     return _figure(drawing, "latent-dimension-active-units", "Below the decoder's noise a direction is switched off.")
 
 
-def game_rotation() -> Html:
+def game_rotation() -> Picture:
     """Three ways to step towards the saddle of xy."""
     bilinear = Players(generator=lambda x, y: x * y, discriminator=lambda x, y: -x * y)
     start = Point(jnp.array(1.0), jnp.array(0.0))
@@ -154,7 +195,7 @@ def game_rotation() -> Html:
     return _figure(drawing, "gan-gda-rotation", "Simultaneous steps leave the saddle, extragradient reaches it.")
 
 
-def schedules() -> Html:
+def schedules() -> Picture:
     """What is left of the signal under the schedules of the literature."""
     with _axes("time t / T", "signal left, ᾱ") as (drawing, axes):
         for name, make in (("linear", linear_schedule), ("cosine", cosine_schedule), ("sigmoid", sigmoid_schedule)):
@@ -181,12 +222,12 @@ def _curves(axes: Any, x: np.ndarray, curves: Sequence, labels: Sequence[str]) -
     axes.legend()
 
 
-def _figure(drawing: Any, name: str, caption: str) -> Html:
+def _figure(drawing: Any, name: str, caption: str) -> Picture:
     with figure_style():
-        return figure(drawing, name=f"picture-{name}", alt=caption, caption=caption)
+        return Picture(figure(drawing, name=f"picture-{name}", alt=caption, caption=caption))
 
 
-PICTURES: dict[str, Callable[[], Html]] = {
+PICTURES: dict[str, Callable[[], Picture]] = {
     "gradient-variance-quadratic": variance_against_distance,
     "score-vs-reparam-counterexample": variance_against_frequency,
     "iwae-bound-monotone": bound_against_samples,
