@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,3 +48,31 @@ def test_a_few_wrong_or_missing_rows_turn_the_canary_red(function, monkeypatch, 
     assert canary.main() == 1
     assert "RED: jax" in (out := capsys.readouterr().out)
     assert "in 1 of 2 probes: wrong." in out
+
+
+@pytest.fixture
+def fresh_refusal():
+    canary.refusal.cache_clear()
+    yield canary.refusal
+    canary.refusal.cache_clear()
+
+
+def test_a_healthy_jax_is_not_refused(fresh_refusal):
+    assert fresh_refusal() is None
+
+
+def test_the_row_that_bad_releases_fail_refuses_them(fresh_refusal, monkeypatch):
+    monkeypatch.setattr(canary, "PROBES", (canary.PROBES[0]._replace(function=miscompiled), *canary.PROBES[1:]))
+    assert "of 40,000 compiled rows of the squared norm of L x disagree with NumPy" in fresh_refusal()
+    assert f'pip install "{canary.REQUIREMENT}"' in fresh_refusal()
+
+
+def test_a_release_that_crashes_is_refused_unasked(fresh_refusal, monkeypatch):
+    monkeypatch.setattr(canary.jax, "__version__", canary.CRASHING[0])
+    monkeypatch.setattr(canary, "PROBES", ())
+    assert "crashes" in fresh_refusal()
+
+
+def test_what_to_install_is_what_the_project_requires():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert canary.REQUIREMENT in project["project"]["dependencies"]

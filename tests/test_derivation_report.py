@@ -1,12 +1,15 @@
 """The page of `vbjax check --report`: an index, errata with numbers, every entry with code and, for some, a picture."""
 
 import dataclasses
+import os
 import re
+from html import unescape
 from xml.etree import ElementTree
 
 import pytest
 
 from vbjax.derivations import check, identities, select
+from vbjax.derivations.command import run_checks
 from vbjax.reports.derivation_pictures import PICTURES
 from vbjax.reports.derivations import report, report_writer
 from vbjax.runs import RunError
@@ -80,6 +83,51 @@ def test_writer_refuses_a_folder_that_it_cannot_write_before_any_work(tmp_path, 
     report_writer(tmp_path / "page")(verdicts[:1])
     assert "Variational" in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
     assert "index.html" in capsys.readouterr().err
+
+
+def stopped(_):
+    raise ZeroDivisionError("a <side> was divided by zero & stopped")
+
+
+@pytest.mark.parametrize("name", ["vae-diagonal-decoder", "sds-gradient"])  # one exact, one sampled
+def test_an_entry_whose_side_raises_has_a_card_that_says_so(name, verdicts):
+    (identity,) = select([name])
+    broken = check(dataclasses.replace(identity, rhs=stopped))
+    document = report([verdicts[1], broken])
+    ElementTree.fromstring(shown := re.search(rf'<article[^>]* id="{name}".*?</article>', document, flags=re.S)[0])
+    assert "The check stopped: ZeroDivisionError: a <side> was divided by zero & stopped" in unescape(text(shown))
+    assert "stopped by an error" in text(part(document, "by-lecture-and-slide"))
+
+
+def test_a_picture_that_raises_leaves_the_page_standing(verdicts, monkeypatch):
+    monkeypatch.setitem(PICTURES, "reverse-kl-behaviour", lambda: stopped(None))
+    document = report(verdicts)
+    assert "No picture, it stopped: ZeroDivisionError" in text(document)
+    assert 'id="vae-diagonal-decoder"' in document
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_page_that_cannot_be_built_loses_no_verdict(as_json, capsys):
+    def broken(_):
+        raise ValueError("no page")
+
+    with pytest.raises(ValueError, match="no page"):
+        run_checks(["bits-back-compression"], as_json=as_json, publish=broken)
+    assert "bits-back-compression" in capsys.readouterr().out
+
+
+def test_a_page_replaces_the_one_before_and_leaves_nothing_beside_it(tmp_path, verdicts):
+    for _ in range(2):
+        report_writer(tmp_path)(verdicts[:1])
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+def test_a_page_that_stops_half_way_leaves_the_one_before(tmp_path, verdicts, monkeypatch):
+    (tmp_path / "index.html").write_text("before")
+    monkeypatch.setattr(os, "fsync", lambda _: stopped(None))
+    with pytest.raises(ZeroDivisionError):
+        report_writer(tmp_path)(verdicts[:1])
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
 @pytest.mark.slow

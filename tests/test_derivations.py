@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from vbjax import autoencoders, bounds, distributions
+from vbjax import autoencoders, bounds, canary, distributions
 from vbjax.derivations import (
     CHAPTERS,
     LECTURES,
@@ -339,6 +339,14 @@ def test_command_exits_one_and_says_why(monkeypatch):
 def test_command_exits_two_on_an_unknown_id(capsys):
     assert run_checks(["elbo-thightness"], console=silent()) == 2
     assert "did you mean elbo-tightness" in capsys.readouterr().err
+
+
+def test_command_checks_nothing_on_a_jax_that_computes_wrong_numbers(monkeypatch, capsys):
+    monkeypatch.setattr(canary, "refusal", lambda: "jax 9.9 computes wrong numbers")
+    assert run_checks(["gaussian-kl-full-covariance"], as_json=True, console=silent()) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "nothing was checked, for jax 9.9 computes wrong numbers" in said.err
 
 
 def test_command_writes_strict_json(capsys):

@@ -3,8 +3,10 @@
 `python -m vbjax.canary` evaluates public functions in float32 by `jit(vmap)`, without `jit`, and in NumPy float64,
 at batch sizes where XLA's fusions change, and exits with status 1 if any row disagrees. Some releases of JAX
 miscompile vmapped matrix products on CPU in silence (jax-ml/jax#39103): run it after an upgrade and on new hardware.
+`vbjax check` asks `refusal`, the one row of it that those releases fail, before it trusts anything.
 """
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +21,12 @@ from vbjax.divergences import kl_divergence
 
 BATCH_SIZES = (2**14, 40_000, 2**17)
 """jax 0.10.2 is wrong between 2**15 and about 43,000 rows of three numbers, and right on either side."""
+
+REQUIREMENT = "jax>=0.10.1,!=0.10.2,!=0.11.0"
+"""What to install: the project's own requirement."""
+
+CRASHING = ("0.11.0",)
+"""Releases that end the process where 0.10.2 is wrong, and so cannot be asked."""
 
 TOLERANCE = 1e-3
 """Largest deviation that float32 explains, relative to one plus the size of the reference."""
@@ -54,19 +62,40 @@ class Finding(NamedTuple):
 
 def examine(probe: Probe, batch_size: int, seed: int = 0) -> Finding:
     """Compare `jit(vmap)`, eager `vmap` and NumPy on one batch; NaN counts as a disagreement."""
+    arrays, reference = _posed(probe, batch_size, seed)
+    mapped = jax.vmap(probe.function)
+    compiled, eager = (_deviation(f(*arrays), reference) for f in (jax.jit(mapped), mapped))
+    wrong = [int(np.sum(error > TOLERANCE)) for error in (compiled, eager)]
+    return Finding(probe.name, batch_size, *wrong, error=float(max(compiled.max(), eager.max())))
+
+
+def _posed(probe: Probe, batch_size: int, seed: int = 0) -> tuple[tuple[jax.Array, ...], np.ndarray]:
+    """The rows in float32, and what NumPy makes of them in float64."""
     rows = probe.rows(np.random.default_rng(seed), batch_size)
     rows = tuple(row.astype(np.float32) if row.dtype.kind == "f" else row for row in rows)
     reference = probe.reference(*(row.astype(np.float64) if row.dtype.kind == "f" else row for row in rows))
-    mapped = jax.vmap(probe.function)
-    arrays = tuple(jnp.asarray(row) for row in rows)
+    return tuple(jnp.asarray(row) for row in rows), reference
 
-    def deviation(values: Any) -> np.ndarray:
-        error = np.abs(np.asarray(values, np.float64) - reference) / (1 + np.abs(reference))
-        return np.where(np.isnan(error), np.inf, error)
 
-    compiled, eager = deviation(jax.jit(mapped)(*arrays)), deviation(mapped(*arrays))
-    wrong = [int(np.sum(error > TOLERANCE)) for error in (compiled, eager)]
-    return Finding(probe.name, batch_size, *wrong, error=float(max(compiled.max(), eager.max())))
+def _deviation(values: Any, reference: np.ndarray) -> np.ndarray:
+    error = np.abs(np.asarray(values, np.float64) - reference) / (1 + np.abs(reference))
+    return np.where(np.isnan(error), np.inf, error)
+
+
+@functools.cache
+def refusal() -> str | None:
+    """Why no result of this JAX can be trusted and what to install, None if nothing speaks against it: one product."""
+    version = f"jax {jax.__version__} on {jax.default_backend()}"
+    advice = f'install another: pip install "{REQUIREMENT}"'
+    if jax.__version__ in CRASHING:
+        return f"{version} crashes on compiled matrix products; {advice}"
+    probe, batch_size = PROBES[0], 40_000
+    arrays, reference = _posed(probe, batch_size)
+    wrong = int(np.sum(_deviation(jax.jit(jax.vmap(probe.function))(*arrays), reference) > TOLERANCE))
+    if wrong:
+        rows = f"{wrong:,} of {batch_size:,} compiled rows of the {probe.name}"
+        return f"{version} computes wrong numbers in silence: {rows} disagree with NumPy; {advice}"
+    return None
 
 
 def examine_all() -> list[Finding]:
@@ -84,7 +113,7 @@ def main() -> int:
     red = sorted({f.name for f in findings if f.red})
     if red:
         print(f"RED: {version} computes wrong numbers in {len(red)} of {len(PROBES)} probes: {', '.join(red)}.")
-        print("Do not use this JAX for results; install a release that passes.")
+        print(f'Do not use this JAX for results; install a release that passes: pip install "{REQUIREMENT}"')
         return 1
     print(f"GREEN: {version} agrees with NumPy in all {len(PROBES)} probes.")
     return 0

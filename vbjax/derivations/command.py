@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vbjax import canary
 from vbjax.derivations.identity import Identity, Statistical, Verdict, check, draw
 from vbjax.derivations.registry import CHAPTERS, UnknownEntry, select
 
@@ -45,14 +46,15 @@ def run_checks(
         ]
         console.print_json(data=rows) if as_json else console.print(_listing(rows))
         return 0
+    if why := canary.refusal():
+        print(f"vbjax check: nothing was checked, for {why}", file=sys.stderr)
+        return 1
     verdicts = []
     for verdict in verdicts_of(chosen, seed=seed, instances=instances):
         verdicts.append(verdict)
         if not as_json and console.is_terminal:
             progress = f"{len(verdicts)}/{len(chosen) * (1 + instances)} {verdict.identity.id}"
             console.print(f"[dim]{progress:60s}[/dim]", end="\r")
-    if publish is not None:
-        publish([v for v in verdicts if v.instance is v.identity.instance or not v.passed])
     if as_json:
         print(json.dumps([as_row(v) for v in verdicts], indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -61,6 +63,10 @@ def run_checks(
             if not verdict.passed:
                 console.print(_complaint(verdict), markup=False, highlight=False, soft_wrap=True)
         console.print(_summary(verdicts))
+    if publish is not None:
+        # last, so that a page that cannot be built or written takes no printed verdict with it
+        sys.stdout.flush()
+        publish([v for v in verdicts if v.instance is v.identity.instance or not v.passed])
     return 0 if all(v.passed for v in verdicts) else 1
 
 

@@ -52,7 +52,7 @@ def report(verdicts: Sequence[Verdict], *, provenance: Mapping[str, Any] | None 
     verdicts: the first of each entry is shown, and any further one only if it did not pass.
     """
     drawn = {v.identity.id for v in verdicts}
-    pictures = {name: draw() for name, draw in PICTURES.items() if name in drawn}
+    pictures = {name: _drawn(draw) for name, draw in PICTURES.items() if name in drawn}
     corrections = errata(_first(verdicts))
     sections = [
         section("Overview", *_overview(verdicts)),
@@ -67,6 +67,14 @@ def report(verdicts: Sequence[Verdict], *, provenance: Mapping[str, Any] | None 
         "test rejects.",
         provenance=provenance,
     )
+
+
+def _drawn(draw: Callable[[], Html]) -> Html:
+    """The picture, or what stopped it: it asks the library, and a page about what is broken must come all the same."""
+    try:
+        return draw()
+    except Exception as exception:
+        return prose(f"No picture, it stopped: {type(exception).__name__}: {exception}")
 
 
 def _first(verdicts: Sequence[Verdict]) -> list[Verdict]:
