@@ -329,7 +329,7 @@ def _probe(path: Path, expected_bytes: int) -> None:
 def _not_writable(path: Path, error: OSError) -> FolderNotWritable:
     reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
     reason = reasons.get(error.errno or 0, (error.strerror or str(error)).lower())
-    return FolderNotWritable(f"cannot write to {path} ({reason}): name another folder with --out")
+    return FolderNotWritable(f"cannot write to {path} ({reason}): name another folder")
 
 
 def _delete_results(path: Path) -> None:
