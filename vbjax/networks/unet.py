@@ -4,7 +4,6 @@ Its convolutions are `networks.convolution`'s, and its normalisation is written 
 channel, into which the conditioning goes: on CPU, with its gradients, two thirds of the time of Flax's.
 """
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vbjax.attention import attention
 from vbjax.networks.conditioning import Conditioning, Label, with_fourier_features
 from vbjax.networks.convolution import Conv
 from vbjax.types import PRNGKey, Scalar
@@ -123,10 +123,7 @@ class SelfAttention(nn.Module):
         height, width, channels = x.shape
         pixels = GroupNorm(self.groups)(x).reshape(height * width, channels)
         q, k, v = jnp.split(nn.Dense(3 * channels)(pixels).reshape(height * width, self.heads, -1), 3, -1)
-        logits = jnp.einsum("qhc,khc->hqk", q, k) / math.sqrt(q.shape[-1])
-        precise = logits.dtype if jnp.finfo(logits.dtype).bits >= 32 else jnp.float32
-        weights = nn.softmax(logits.astype(precise)).astype(x.dtype)
-        seen = jnp.einsum("hqk,khc->qhc", weights, v).reshape(height * width, channels)
+        seen = jax.vmap(attention, 1, 1)(q, k, v).reshape(height * width, channels)
         return x + nn.Dense(channels, kernel_init=_ZEROS, name="outputs")(seen).reshape(x.shape)
 
 
