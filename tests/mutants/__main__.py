@@ -4,19 +4,22 @@ import argparse
 import contextlib
 import itertools
 import json
-import queue
+import multiprocessing
+import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.mutants import MUTATIONS
+from tests.mutants import MUTATIONS, trial
 from tests.mutants.mutation import Mutation
-from tests.mutants.trial import ROOT, Complaint, Outcome, TimedOut, Workplace, fault_of, is_test
+from tests.mutants.trial import ROOT, Complaint, Outcome, fault_of, is_test
 from vbjax.progress import Progress
 
 
@@ -35,15 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(["The table does not fit the code:", *faults]), file=sys.stderr)
         return 2
     begin = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        workplaces = [stack.enter_context(Workplace()) for _ in range(min(options.jobs, len(chosen)))]
-        print(f"First the {len(_killers(chosen))} killers without a fault ...", file=sys.stderr)
-        red = list(_baseline(workplaces, _killers(chosen)))
+    killers = list(dict.fromkeys(killer for mutation in chosen for killer in mutation.killers))
+    with _workers(min(options.jobs, len(chosen))) as pool:
+        print(f"First the {len(killers)} killers without a fault ...", file=sys.stderr)
+        red = list(_baseline(pool, killers, options.jobs))
         if red:
             lines = [f"{complaint.killer}: {complaint.detail}" for complaint in red]
             print("\n".join(["Red without a mutation, so that its word means nothing:", *lines]), file=sys.stderr)
             return 2
-        outcomes = list(_outcomes(workplaces, chosen))
+        outcomes = list(_outcomes(pool, chosen))
     outcomes.sort(key=lambda outcome: chosen.index(outcome.mutation))
     _show(outcomes, options.json)
     alive = [outcome for outcome in outcomes if outcome.fate != "killed"]
@@ -54,45 +57,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if alive else 0
 
 
-def _killers(mutations: Sequence[Mutation]) -> list[str]:
-    return list(dict.fromkeys(killer for mutation in mutations for killer in mutation.killers))
+@contextlib.contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that have a workplace each."""
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # what a mutation does not touch was compiled by the tests before
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}  # fmt: skip
+    context = multiprocessing.get_context("spawn")
+    folders = context.SimpleQueue()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as root:
+        for job in range(jobs):
+            (Path(root) / str(job)).mkdir()
+            folders.put(Path(root) / str(job))
+        with ProcessPoolExecutor(jobs, context, initializer=trial.settle, initargs=(folders,)) as pool:
+            yield pool
 
 
-def _baseline(workplaces: Sequence[Workplace], killers: Sequence[str]) -> Iterator[Complaint]:
+def _baseline(pool: ProcessPoolExecutor, killers: Sequence[str], parts: int) -> Iterator[Complaint]:
     """Complaints without any fault; the tests of one file stay together, for their fixtures' sake."""
     entries = [killer for killer in killers if not is_test(killer)]
-    files = [list(tests) for _, tests in itertools.groupby(sorted(filter(is_test, killers)), lambda k: k.split("::")[0])]
-    share = len(workplaces)
-    parts = [(entries[i::share], sum(files[i::share], [])) for i in range(share)]
-
-    def ask(workplace: Workplace, part: tuple[list[str], list[str]]) -> list[Complaint]:
-        try:
-            return list(workplace.complaints(*part))
-        except TimedOut as late:
-            return [Complaint("a killer", str(late), noticed=False)]
-
-    with ThreadPoolExecutor(share) as pool:
-        for complaints in pool.map(ask, workplaces, parts):
-            yield from complaints
+    files = [
+        list(tests) for _, tests in itertools.groupby(sorted(filter(is_test, killers)), lambda k: k.split("::")[0])
+    ]
+    shares = [[*entries[i::parts], *itertools.chain(*files[i::parts])] for i in range(parts)]
+    yield from itertools.chain.from_iterable(pool.map(trial.complaints, shares))
 
 
-def _outcomes(workplaces: Sequence[Workplace], mutations: Sequence[Mutation]) -> Iterator[Outcome]:
-    """Outcomes as they come, one mutation at each workplace at a time, with a progress bar."""
-    idle: queue.SimpleQueue[Workplace] = queue.SimpleQueue()
-    for workplace in workplaces:
-        idle.put(workplace)
-
-    def try_out(mutation: Mutation) -> Outcome:
-        workplace = idle.get()
-        try:
-            return workplace.try_out(mutation)
-        finally:
-            idle.put(workplace)
-
+def _outcomes(pool: ProcessPoolExecutor, mutations: Sequence[Mutation]) -> Iterator[Outcome]:
+    """Outcomes as they come, with a progress bar."""
     begin, killed = time.monotonic(), 0
-    with Progress(len(mutations), unit="mutations") as progress, ThreadPoolExecutor(len(workplaces)) as pool:
-        futures = [pool.submit(try_out, mutation) for mutation in mutations]
-        for done, future in enumerate(as_completed(futures), 1):
+    with Progress(len(mutations), unit="mutations") as progress:
+        for done, future in enumerate(as_completed(pool.submit(trial.try_out, m) for m in mutations), 1):
             outcome = future.result()
             killed += outcome.fate == "killed"
             seconds = time.monotonic() - begin

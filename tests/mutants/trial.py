@@ -5,16 +5,18 @@ having noticed when an identity fails, a control passes or an assertion does not
 """
 
 import ast
+import importlib
 import json
 import os
+import runpy
 import shutil
-import subprocess
+import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from xml.etree import ElementTree
 
 from tests.mutants.mutation import Mutation
@@ -22,6 +24,10 @@ from tests.mutants.mutation import Mutation
 ROOT = Path(__file__).parents[2]
 SECONDS = 300
 """Within which a killer must answer."""
+
+PRELOADED = ("jax", "jax.scipy.stats", "scipy.stats", "scipy.integrate", "scipy.optimize", "sklearn.mixture", "pytest",
+             "sklearn.decomposition", "numpyro.distributions", "flax.linen", "optax", "rich.table")  # fmt: skip
+"""What killers import, as far as it does no harm that it is there before they start."""
 
 
 class Outcome(NamedTuple):
@@ -43,6 +49,14 @@ class Complaint(NamedTuple):
     killer: str
     detail: str
     noticed: bool
+
+
+class Run(NamedTuple):
+    """What a process left."""
+
+    status: int
+    stdout: str
+    stderr: str
 
 
 class TimedOut(Exception):  # noqa: N818 - it reads as the answer that it is
@@ -67,21 +81,13 @@ def planted(mutation: Mutation, source: str) -> str:
 
 
 class Workplace:
-    """A copy of the package and its tests in a temporary folder, for one mutation at a time. A context manager."""
+    """A copy of the package and its tests in an empty folder, for one mutation at a time."""
 
-    def __init__(self):
-        self._folder = tempfile.TemporaryDirectory(prefix="mutants-")
-        self.root = Path(self._folder.name)
-        self._count = 0
-
-    def __enter__(self) -> "Workplace":
-        for name in ("vbjax", "tests", "experiments", "benchmarks", "notebooks"):
-            shutil.copytree(ROOT / name, self.root / name)
-        shutil.copy2(ROOT / "pyproject.toml", self.root)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._folder.cleanup()
+    def __init__(self, root: Path):
+        self.root, self._count = root, 0
+        for name in ("vbjax", "tests", "experiments", "benchmarks"):
+            shutil.copytree(ROOT / name, root / name)
+        shutil.copy2(ROOT / "pyproject.toml", root)
 
     def try_out(self, mutation: Mutation) -> Outcome:
         """Plant the mutation, ask its killers, and take it out again."""
@@ -103,7 +109,7 @@ class Workplace:
 
     def _ask(self, mutation: Mutation) -> Outcome:
         try:
-            complaint = self.first_complaint(mutation.killers)
+            complaint = next(self.complaints(mutation.killers, first=True), None)
         except TimedOut as late:
             return Outcome(mutation, "timed out", detail=str(late))
         if complaint is None:
@@ -112,21 +118,17 @@ class Workplace:
         fate = "killed" if complaint.noticed or expected else "broke"
         return Outcome(mutation, fate, complaint.killer, complaint.detail)
 
-    def first_complaint(self, killers: Sequence[str]) -> Complaint | None:
-        """The first of the killers that is red: the entries of `vbjax check` in one process, then the tests."""
-        entries, tests = [k for k in killers if not is_test(k)], [k for k in killers if is_test(k)]
-        return next(iter(self.complaints(entries, tests, first=True)), None)
-
-    def complaints(self, entries: Sequence[str], tests: Sequence[str], *, first: bool = False) -> Iterable[Complaint]:
-        """Complaints of entries and tests; first: the tests stop at theirs."""
-        if entries:
+    def complaints(self, killers: Sequence[str], *, first: bool = False) -> Iterator[Complaint]:
+        """Complaints of the entries of `vbjax check`, then of the tests; first: the tests stop at theirs."""
+        tests = [killer for killer in killers if is_test(killer)]
+        if entries := [killer for killer in killers if killer not in tests]:
             yield from self._entries(entries)
         if tests:
             yield from self._tests(tests, first)
 
-    def _entries(self, names: Sequence[str]) -> Iterable[Complaint]:
-        run = self._python("-m", "vbjax.cli", "check", *names, "--json")
-        if run.returncode not in (0, 1) or not run.stdout.startswith("["):
+    def _entries(self, names: Sequence[str]) -> Iterator[Complaint]:
+        run = self._python("vbjax.cli", "check", *names, "--json")
+        if run.status not in (0, 1) or not run.stdout.startswith("["):
             yield Complaint("vbjax check " + " ".join(names), last_line(run.stderr), noticed=False)
             return
         for row in json.loads(run.stdout):
@@ -137,16 +139,16 @@ class Workplace:
             elif not row["control_rejected"]:
                 yield Complaint(row["id"], "the control passes", noticed=True)
 
-    def _tests(self, names: Sequence[str], first: bool) -> Iterable[Complaint]:
+    def _tests(self, names: Sequence[str], first: bool) -> Iterator[Complaint]:
         report = self.root / "report.xml"
         report.unlink(missing_ok=True)
         options = ("-q", "-p", "no:cacheprovider", "--junitxml", str(report), *(["-x"] if first else []))
-        run = self._python("-m", "pytest", *options, *(f"tests/{name}" for name in names))
-        if run.returncode == 0:
+        run = self._python("pytest", *options, *(f"tests/{name}" for name in names))
+        if run.status == 0:
             return
         cases = ElementTree.parse(report).iter("testcase") if report.exists() else ()
         found = [(case, bad) for case in cases for bad in (*case.findall("failure"), *case.findall("error"))]
-        if run.returncode != 1 or not found:
+        if run.status != 1 or not found:
             yield Complaint(" ".join(names), last_line(run.stdout + run.stderr), noticed=False)
             return
         for case, bad in found:
@@ -155,21 +157,74 @@ class Workplace:
             name = f"{case.get('classname', '').rpartition('.')[2]}.py::{case.get('name')}"
             yield Complaint(name, message.strip().partition("\n")[0][:200], noticed)
 
-    def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(self.root),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            # what a mutation does not touch was compiled by the tests before
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        }
-        command = [sys.executable, *arguments]
+    def _python(self, *arguments: str) -> Run:
+        """`python -m ...` in the copy, by a fork of this process, which has imported what takes long to import."""
+        outputs = [self.root / name for name in ("stdout", "stderr")]
+        child = os.fork()
+        if child == 0:
+            _become(self.root, arguments, outputs)
+        deadline = time.monotonic() + SECONDS
         try:
-            return subprocess.run(
-                command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise TimedOut(f"no answer within {SECONDS} s: {' '.join(arguments)}") from None
+            while time.monotonic() < deadline:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    return Run(os.waitstatus_to_exitcode(status), *(path.read_text() for path in outputs))
+                time.sleep(0.02)
+            raise TimedOut(f"no answer within {SECONDS} s: {' '.join(arguments)}")
+        except BaseException:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise
+
+
+_workplace: Workplace
+"""Of this process, if it is a worker."""
+
+
+def settle(folders: Any) -> None:
+    """Make this process a worker, in the next of the folders; no computation may start in it, for it forks."""
+    global _workplace
+    _workplace = Workplace(folders.get())
+    for name in PRELOADED:
+        importlib.import_module(name)
+
+
+def try_out(mutation: Mutation) -> Outcome:
+    """A worker's answer to a mutation."""
+    return _workplace.try_out(mutation)
+
+
+def complaints(killers: Sequence[str]) -> list[Complaint]:
+    """A worker's complaints without any mutation."""
+    try:
+        return list(_workplace.complaints(killers))
+    except TimedOut as late:
+        return [Complaint("a killer", str(late), noticed=False)]
+
+
+def _become(root: Path, arguments: Sequence[str], outputs: Sequence[Path]) -> NoReturn:
+    """Turn a forked process into `python -m ...` in the folder."""
+    status: Any = 1
+    try:
+        os.setsid()  # one group to be killed, if it comes to that
+        os.chdir(root)
+        for number, path in enumerate(outputs, 1):
+            os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+        # what was imported of the package is the checkout's
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("vbjax", "tests")]:
+            del sys.modules[name]
+        sys.path.insert(0, str(root))
+        sys.argv = list(arguments)
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(status) if isinstance(status, int) else 1)
 
 
 def is_test(killer: str) -> bool:
