@@ -7,8 +7,9 @@
 
 z_top -> z_bottom -> x. A ladder infers z_bottom by weighing what the image says against what the generative path says,
 each by its precision (Sønderby et al. 2016). The bound pays for both levels: KL(q(z_top|x) ‖ p(z_top)) and
-KL(q(z_bottom|x, z_top) ‖ p(z_bottom|z_top)). A top level whose KL is zero is not used: warm the KL up, or give the
-bottom fewer dimensions. The run folder holds config.json, metrics.jsonl, checkpoints/, pictures/ and card.json.
+KL(q(z_bottom|x, z_top) ‖ p(z_bottom|z_top)). A level whose KL is zero is not used: warm the KL up for the top; the
+bottom fills first, as the path down starts without z_top. The run folder holds config.json, metrics.jsonl,
+checkpoints/, pictures/ and card.json.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 
 from vbjax import cards, datasets, evaluation, objectives, training
 from vbjax.experiment import Experiment, Run, check_counts, command_line, load_data, preparing
+from vbjax.networks.heads import HEADS
 from vbjax.networks.hierarchical_vae import LEVELS, HierarchicalVAENetworks, hierarchical_vae
 from vbjax.reports import pictures
 from vbjax.vae import VAE, code, grouped_elbo
@@ -38,6 +40,15 @@ class Config:
     """Data set; the digits are judged on grey levels, the others on bits: pixels above half range."""
     inference: Literal["ladder", "separate"] = "ladder"
     """How z_bottom is inferred: along the generative path, or by networks of its own."""
+    likelihood: Literal[
+        "bernoulli",
+        "categorical",
+        "discretised_logistic_mixture",
+        "autoregressive_bernoulli",
+        "autoregressive_logistic_mixture",
+    ] = "autoregressive_logistic_mixture"
+    """p(x|z_bottom): bernoulli ones for bits, the others for grey levels. In autoregressive ones a pixel also looks
+    back, linearly, at those before it: weights for every pair of pixels."""
     latent_dims: tuple[int, int] = (8, 24)
     """Dimensions of z_top and z_bottom."""
     hidden: tuple[int, ...] = (512, 512)
@@ -45,7 +56,7 @@ class Config:
     hidden_top: tuple[int, ...] = (128,)
     """Hidden widths between z_bottom and z_top."""
     dropout: float = 0.2
-    """Dropout in the layers next to the pixels while training, in [0, 1)."""
+    """Dropout in the hidden layers while training, in [0, 1)."""
     samples: int = 5
     """Draws of z per example while training: 1 is the ELBO, more the IWAE bound."""
     warmup_steps: int = 0
@@ -64,10 +75,19 @@ class Config:
     """Everything random follows from it."""
     eval_samples: int = 1000
     """K of the IWAE-K test likelihood."""
+    validation: int = 0
+    """Training images to hold out and report on in place of the test split; 0 trains on all and reports the test."""
 
 
 _BITS = Config(
-    latent_dims=(16, 40), hidden=(400, 400), dropout=0.1, samples=1, warmup_steps=2000, steps=12_000, eval_samples=100
+    likelihood="autoregressive_bernoulli",
+    latent_dims=(16, 40),
+    hidden=(400, 400),
+    dropout=0.1,
+    samples=1,
+    warmup_steps=2000,
+    steps=12_000,
+    eval_samples=100,
 )
 DEFAULTS = {
     "digits": Config(),
@@ -79,7 +99,12 @@ DEFAULTS = {
 
 def validate(config: Config, run: Run) -> None:
     """Raise ValueError, naming the field, for whatever can be refused without the data."""
-    check_counts(config, run, warmup_steps=0)
+    if (HEADS[config.likelihood].reads == "bits") != (config.dataset != "digits"):
+        raise ValueError(
+            f"likelihood {config.likelihood!r} does not go with {config.dataset}: bernoulli and "
+            "autoregressive_bernoulli read bits, the others the grey levels of the digits"
+        )
+    check_counts(config, run, warmup_steps=0, validation=0)
     if config.warmup_steps and config.samples > 1:
         raise ValueError(f"warmup_steps weigh the ELBO's KL: samples 1, got {config.samples}, or warmup_steps 0")
     training.init_state({}, make_optimizer(config), ema_decay=config.ema_decay)
@@ -97,7 +122,7 @@ def build(config: Config, image_shape: tuple[int, ...], levels: int) -> Hierarch
     """The networks for such images: bits where there are two levels."""
     return hierarchical_vae(
         image_shape,
-        likelihood="bernoulli" if levels == 2 else "discretised_logistic_mixture",
+        likelihood=config.likelihood,
         levels=levels,
         latent_dims=config.latent_dims,
         hidden=config.hidden,
@@ -185,7 +210,7 @@ def main(config: Config, run: Run) -> cards.Card:
     """Train, evaluate, draw; returns the result card that the run folder holds."""
     with preparing() as begin:
         validate(config, run)
-        data = load_data(config.dataset, run, batch_size=config.batch_size)
+        data = load_data(config.dataset, run, batch_size=config.batch_size, validation=config.validation)
         if config.dataset != "digits":
             data = data.binarised((data.levels - 1) // 2)
         data = data.on_device()

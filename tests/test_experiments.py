@@ -124,6 +124,8 @@ def test_checkpoints_need_a_positive_distance(tmp_path, capsys):
     [
         ({"warmup_steps": 10, "samples": 5}, "warmup_steps"),
         ({"latent_dims": (0, 4)}, "latent_dims"),
+        ({"likelihood": "autoregressive_bernoulli"}, "does not go with digits"),
+        ({"validation": 1347}, "validation"),
         ({"hidden_top": ()}, "hidden"),
         ({"batch_size": 5000}, "1347 training examples"),
     ],

@@ -132,10 +132,39 @@ def networks(inference, **options):
                             hidden_top=(8,), inference=inference, **options)  # fmt: skip
 
 
+def moved(params):
+    """Away from the start, where the path down does not depend on z_top."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(9), len(leaves))
+    return jax.tree.unflatten(
+        tree, [v + 0.3 * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
+    )
+
+
+def test_a_fresh_model_is_flat_and_its_path_down_has_one_dropout_mask():
+    net = networks("ladder", dropout=0.5)
+    start = jax.jit(net.init)(jax.random.key(0))
+    tops = 3 * jax.random.normal(jax.random.key(1), (5, 2))
+
+    @jax.jit
+    def laws(params, key):
+        vae = net.bind(params, key)
+        alone, twice = jax.vmap(vae.prior.then)(tops), jax.vmap(vae.prior.then)(tops)
+        return alone.loc, alone.scale, twice.loc
+
+    def flat(params):
+        loc, scale, _ = laws(params, jax.random.key(2))
+        assert_allclose([loc, scale], [np.zeros((5, 3)), np.ones((5, 3))], atol=1e-6)
+
+    holds_only_for(flat, start, moved(start))
+    loc, _, again = laws(moved(start), jax.random.key(2))
+    holds_only_for(lambda other: assert_allclose(loc, other), again, laws(moved(start), jax.random.key(3))[0])
+
+
 @pytest.mark.parametrize("inference", ["ladder", pytest.param("separate", marks=pytest.mark.slow)])
 def test_the_loss_names_each_levels_kl_and_moves_every_parameter(inference):
     net = networks(inference, dropout=0.2)
-    params, images = jax.jit(net.init)(jax.random.key(0)), jnp.arange(24, dtype=jnp.uint8).reshape(4, *SHAPE) % 5
+    params, images = moved(jax.jit(net.init)(jax.random.key(0))), jnp.arange(24, dtype=jnp.uint8).reshape(4, *SHAPE) % 5
     gradient, terms = jax.jit(jax.grad(net.loss(), argnums=1, has_aux=True))(jax.random.key(1), params, images)
     assert_allclose(terms["kl"], terms["kl_top"] + terms["kl_bottom"], rtol=1e-5)
     assert min(terms["kl_top"], terms["kl_bottom"]) > 0

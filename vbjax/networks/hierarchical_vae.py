@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
@@ -27,8 +28,9 @@ class HierarchicalVAENetworks(NamedTuple):
     """The networks of two levels before they have parameters.
 
     body: image -> features. top: features -> q(z_top|x). bottom: what the image says of z_bottom, from the features,
-    and from z_top too unless `ladder`. generative: z_top -> p(z_bottom|z_top). decoder: z_bottom -> p(x|z); if it saw
-    z_top too, training would leave z_bottom empty.
+    and from z_top too unless `ladder`. generative: z_top -> p(z_bottom|z_top), at first N(0, I) whatever z_top: a model
+    that starts as a flat one fills z_bottom before z_top, where a random path lets z_top carry all and leaves z_bottom
+    its noise. decoder: z_bottom -> p(x|z); if it saw z_top too, training would leave z_bottom empty.
     pixel_scale: the body sees `x * pixel_scale - 1`, in [-1, 1].
     """
 
@@ -57,34 +59,36 @@ class HierarchicalVAENetworks(NamedTuple):
     def bind(self, params: Params, dropout_key: PRNGKey | None = None) -> VAE:
         """The model at these parameters, whose z is (z_top, z_bottom).
 
-        A key switches dropout on in the networks next to the pixels, with one mask for all that they compute.
+        A key switches dropout on, with one mask of each network for all that it computes.
         """
-        key_body, key_decoder = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        keys = [None] * 5 if dropout_key is None else list(jax.random.split(dropout_key, 5))
+        key_body, key_top, key_bottom, key_generative, key_decoder = keys
+        generative = Partial(self._generative, params["generative"], key_generative)
 
         def encode(x: Array) -> Hierarchy:
             features = cast(Array, self.body.apply(params["body"], x.ravel() * self.pixel_scale - 1, key_body))
-            top = cast(Normal, self.top.apply(params["top"], features))
-            return Hierarchy(top, Partial(self._posterior, params["bottom"], params["generative"], features))
+            top = cast(Normal, self.top.apply(params["top"], features, key_top))
+            return Hierarchy(top, Partial(self._posterior, params["bottom"], key_bottom, generative, features))
 
         def decode(z: tuple[Array, Array]) -> Distribution:
             return cast(Distribution, self.decoder.apply(params["decoder"], z[1], key_decoder))
 
         zeros = jnp.zeros(self.top.latent_dim)
-        prior = Hierarchy(Normal(zeros, jnp.ones_like(zeros)), Partial(self._generative, params["generative"]))
-        return VAE(prior, encode, decode)
+        return VAE(Hierarchy(Normal(zeros, jnp.ones_like(zeros)), generative), encode, decode)
 
     def loss(self, **options: Any) -> Loss:
         """`networks.vae.batch_loss` of these networks; of one sample the KL of each level is a term."""
         return batch_loss(self.bind, groups=LEVELS, **options)
 
-    def _generative(self, params: Params, z_top: Array) -> Normal:
-        return cast(Normal, self.generative.apply(params, z_top))
+    def _generative(self, params: Params, key: PRNGKey | None, z_top: Array) -> Normal:
+        return cast(Normal, self.generative.apply(params, z_top, _again(key)))
 
-    def _posterior(self, bottom: Params, generative: Params, features: Array, z_top: Array) -> Normal:
-        if self.ladder:
-            evidence = cast(Normal, self.bottom.apply(bottom, features))
-            return precision_weighted(evidence, self._generative(generative, z_top))
-        return cast(Normal, self.bottom.apply(bottom, _beside(features, z_top)))
+    def _posterior(
+        self, params: Params, key: PRNGKey | None, generative: Partial, features: Array, z_top: Array
+    ) -> Normal:
+        seen = features if self.ladder else _beside(features, z_top)
+        evidence = cast(Normal, self.bottom.apply(params, seen, _again(key)))
+        return precision_weighted(evidence, generative(z_top)) if self.ladder else evidence
 
 
 def hierarchical_vae(
@@ -112,12 +116,12 @@ def hierarchical_vae(
     if len(latent_dims) != 2 or min(latent_dims) < 1:
         raise ValueError(f"latent_dims must be two dimensions of at least 1, top first, got {latent_dims}")
     head, white = likelihood_head(likelihood, image_shape, levels)
-    hidden, between, (top, bottom) = tuple(hidden), MLP(tuple(hidden_top), activation), latent_dims
+    hidden, between, (top, bottom) = tuple(hidden), MLP(tuple(hidden_top), activation, dropout), latent_dims
     return HierarchicalVAENetworks(
         body=MLP(hidden, activation, dropout),
         top=GaussianEncoder(between, top),
         bottom=GaussianEncoder(between, bottom),
-        generative=GaussianEncoder(between, bottom),
+        generative=GaussianEncoder(between, bottom, nn.initializers.zeros),
         decoder=Decoder(MLP(hidden[::-1], activation, dropout), head),
         ladder=inference == "ladder",
         image_shape=image_shape,
@@ -127,3 +131,8 @@ def hierarchical_vae(
 
 def _beside(first: Float[Array, " m"], second: Float[Array, " n"]) -> Float[Array, " l"]:
     return jnp.concatenate([first, second])
+
+
+def _again(key: PRNGKey | None) -> PRNGKey | None:
+    """The same key, on purpose: a law that is asked for twice has one mask."""
+    return None if key is None else jax.random.clone(key)

@@ -48,15 +48,19 @@ def check_mlp(hidden: Sequence[int], activation: str, dropout: float) -> None:
 
 
 class GaussianEncoder(nn.Module):
-    """x -> N(loc, diag(scale²)) on the latent space; body: called as `(x, key)`."""
+    """x -> N(loc, diag(scale²)) on the latent space; body: called as `(x, key)`.
+
+    kernel_init: of the last layer; with zeros a fresh one answers N(0, I) whatever x is.
+    """
 
     body: nn.Module
     latent_dim: int
+    kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Array, key: PRNGKey | None = None) -> Normal:
         h = self.body(x.ravel(), key)
-        loc, log_variance = jnp.split(nn.Dense(2 * self.latent_dim, name="moments")(h), 2)
+        loc, log_variance = jnp.split(nn.Dense(2 * self.latent_dim, kernel_init=self.kernel_init, name="moments")(h), 2)
         return Normal(loc, jnp.exp(0.5 * log_variance))
 
 
