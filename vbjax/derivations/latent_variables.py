@@ -45,12 +45,20 @@ class Dimensions(NamedTuple):
 
 
 class Manifold(NamedTuple):
-    """A line through the origin of the plane as decoder, two noise levels, a distance along it and one off it."""
+    """A linear decoder `(D, d)`, two noise levels, a code to look at, and a distance off the manifold."""
 
-    direction: tuple
+    weights: tuple
     scales: tuple
-    along: float
+    code: tuple
     off: float
+
+
+def random_manifold(random: np.random.Generator) -> Manifold:
+    """One or two codes, one to five coordinates more than codes."""
+    d = int(random.integers(1, 3))
+    observed = d + int(random.integers(1, 6))
+    weights = np.eye(observed, d) + 0.2 * random.normal(size=(observed, d))
+    return Manifold(weights, (1e-3, 1e-4), random.uniform(0.3, 0.8, d), random.uniform(0.3, 0.8))
 
 
 @entry(1)
@@ -79,7 +87,8 @@ def latent_variable_marginal():
         rhs=rhs,
         test=Agreement(1e-9),
         control=Control("The noise enters the covariance as $\\sigma$, not $\\sigma^2$.", rhs=wrong_variance),
-        correction="A closed form is out of reach for a neural decoder, not in general: a linear one has this one.",
+        correction="A closed form is out of reach for a neural decoder, not in general: a linear one has this one. "
+        "Lecture 000 writes a fixed p(z), lectures 001 and 004 write $p_\\theta(z)$.",
     )
 
 
@@ -165,7 +174,8 @@ def naive_mc_marginal_likelihood():
         control=Control("The logarithm of the average is taken for unbiased.", rhs=unbiased_logarithm, on_slide=True),
         correction="The slide's ≈ hides that the logarithm is biased low for every finite M. The oracle is the exact "
         "mean at this M, $\\int (e^{-t} - \\varphi(t)^M)\\, dt/t - \\log M$ with $\\varphi(t) = E e^{-t\\, p(x|z)}$, "
-        "rather than the expansion, whose remainder would have to be bounded by hand.",
+        "rather than the expansion, whose remainder would have to be bounded by hand. Nor does the slide say whether "
+        "the data share their draws, which would correlate the terms of the sum.",
     )
 
 
@@ -216,19 +226,21 @@ def naive_mc_variance_dimension():
 @entry(1)
 def deterministic_decoder_degenerate_density():
     def log_density(signal, point, scale):
-        return MultivariateNormal.from_covariance(jnp.zeros(2), signal + scale**2 * jnp.eye(2)).log_prob(point)
+        zeros = jnp.zeros(len(point))
+        return MultivariateNormal.from_covariance(zeros, signal + scale**2 * jnp.eye(len(point))).log_prob(point)
 
     def lhs(manifold):
-        w = jnp.array(manifold.direction)
-        normal = jnp.stack([-w[1], w[0]]) / jnp.linalg.norm(w)
-        on, off = manifold.along * w, manifold.along * w + manifold.off * normal
+        W = jnp.array(manifold.weights)
+        normal = jnp.linalg.svd(W)[0][:, -1]  # orthogonal to the manifold
+        on = W @ jnp.array(manifold.code)
         coarse, fine = manifold.scales
-        points, scales = jnp.stack([on, on, off]), jnp.array([coarse, fine, fine])
-        at = jax.jit(jax.vmap(log_density, (None, 0, 0)))(jnp.outer(w, w), points, scales)
+        points, scales = jnp.stack([on, on, on + manifold.off * normal]), jnp.array([coarse, fine, fine])
+        at = jax.jit(jax.vmap(log_density, (None, 0, 0)))(W @ W.T, points, scales)
         return {"slope in log σ": (at[0] - at[1]) / np.log(coarse / fine), "2σ² log p off it": 2 * fine**2 * at[2]}
 
     def rhs(manifold):
-        return {"slope in log σ": -1.0, "2σ² log p off it": -(manifold.off**2)}
+        observed, d = np.shape(manifold.weights)
+        return {"slope in log σ": d - observed, "2σ² log p off it": -(manifold.off**2)}
 
     def finite(manifold):
         return {"slope in log σ": 0.0, "2σ² log p off it": -(manifold.off**2)}
@@ -240,8 +252,8 @@ def deterministic_decoder_degenerate_density():
         lecture="000",
         slide="Generative Model",
         kind="limit",
-        instance=Manifold(direction=(1.5, -0.8), scales=(1e-3, 1e-4), along=0.3, off=0.7),
-        family=lambda random: Manifold(random.uniform(0.5, 2, 2), (1e-3, 1e-4), *random.uniform(0.3, 0.8, 2)),
+        instance=Manifold(weights=((1.5,), (-0.8,)), scales=(1e-3, 1e-4), code=(0.3,), off=0.7),
+        family=random_manifold,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-4),

@@ -77,7 +77,7 @@ def gaussian_observation_nll():
         kind="identity",
         instance=Residual(x=(0.9, -0.2, 1.4), mean=(0.3, 0.4, 0.7), noise_variance=0.2),
         family=lambda random: Residual(
-            random.normal(size=3), random.normal(size=3), families.positive(random, 0.01, 5)
+            *random.normal(size=(2, random.integers(1, 40))), families.positive(random, 1e-12, 1e3)
         ),
         lhs=lhs,
         rhs=rhs,
@@ -216,8 +216,8 @@ def vae_regularised_latent():
         control=Control("The weight of the KL is zero: an auto-encoder with the same decoder.", lhs=no_kl),
         correction="“Good properties that enable the generative process” is left open. Said exactly, for linear "
         "networks: the codes of all data together have the prior's law, so decoded draws have the data's covariance "
-        "in every direction kept, and the price is $\\sigma^4 / \\lambda_i$ of squared error each. The ledger's "
-        "training runs, which would show it for deep networks with seeds, belong to an experiment.",
+        "in every direction kept, and the price is $\\sigma^4 / \\lambda_i$ of squared error each. Deep networks "
+        "follow it seed by seed, which is for an experiment to show and not for an identity.",
     )
 
 
