@@ -23,11 +23,13 @@ CHAPTERS = {
     7: "EM, probabilistic PCA and k-means",
     8: "Conditional VAEs and the geometry of codes",
     9: "Diffusion: guidance, inpainting and skeletons",
+    10: "Energy-based and directed models",
 }
 _MODULES = (
     "latent_variables",
     "lower_bound",
     "variational_bayes",
+    "dataset_bound",
     "score_function",
     "reparameterisation",
     "variational_autoencoders",
@@ -42,6 +44,7 @@ _MODULES = (
     "conditional_codes",
     "diffusion_extensions",
     "skeletons",
+    "energy_based",
 )
 
 

@@ -167,8 +167,8 @@ def expected_contrastive_divergence(rbm: RBM, v: Visible, *, steps: int = 1) -> 
     Raises ValueError below one step, and if a layer has more than `MAX_KERNEL_UNITS` units.
     """
     _check_steps(steps)
-    kernel, every = visible_kernel(rbm), states(v.shape[0], v.dtype)
-    start = jax.nn.one_hot(position(v), every.shape[0], dtype=v.dtype)
+    kernel, every = visible_kernel(rbm), states(v.shape[0], rbm.weights.dtype)
+    start = jax.nn.one_hot(position(v), every.shape[0], dtype=kernel.dtype)
     law = jax.lax.fori_loop(0, steps, lambda _, law: law @ kernel, start)
     seen = jax.vmap(rbm.statistics)(every)
     return Phases(rbm.statistics(v), jax.tree.map(lambda leaf: jnp.tensordot(law, leaf, 1), seen))
