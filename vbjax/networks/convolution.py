@@ -24,7 +24,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 Pair = tuple[int, int]
-Padding = Literal["SAME", "VALID"] | tuple[Pair, Pair]
+Padding = Literal["SAME", "VALID", "CIRCULAR"] | tuple[Pair, Pair]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _PIECE, _PIECES = 16, 32
@@ -54,12 +54,15 @@ def convolve(
 ) -> Float[Array, "h2 w2 out"]:
     """Slide a kernel `(kh, kw, in, out)` over one image `(h, w, in)`, without flipping it, as `flax.linen.Conv` does.
 
-    padding: "SAME", "VALID" or pixels of zeros ((top, bottom), (left, right)). Every order of derivative is right, in
-    forward and reverse mode. Raises ValueError where shapes and arguments do not fit.
+    padding: "SAME", "VALID", "CIRCULAR" (the image goes on as it began) or pixels of zeros ((top, bottom), (left,
+    right)). Every order of derivative is right, in forward and reverse mode. Raises ValueError where shapes and
+    arguments do not fit.
     """
     _check(x, kernel)
-    size, taps = _spatial(x), _spatial(kernel)
-    stride = _pair("strides", strides)
+    taps, stride = _spatial(kernel), _pair("strides", strides)
+    if padding == "CIRCULAR":
+        x, padding = _wrapped(x, *(((k - 1) // 2, k // 2) for k in taps)), "VALID"
+    size = _spatial(x)
     if padding == "SAME":
         output = tuple(-(-n // s) for n, s in zip(size, stride, strict=True))
         offset = _same_offset(size, taps, stride)
@@ -84,15 +87,21 @@ def convolve_transposed(
 ) -> Float[Array, "h2 w2 out"]:
     """Spread every pixel of one image `(h, w, in)` through a kernel `(kh, kw, in, out)`: upsampling by `strides`.
 
-    As `flax.linen.ConvTranspose` does. padding: "SAME" (output = strides x input), "VALID", or zeros around the dilated
-    image, each less than the kernel's size. output_size: with "SAME", any size that a strided convolution would shrink
-    to this image, so that odd sizes come back too. Raises ValueError where shapes and arguments do not fit.
+    As `flax.linen.ConvTranspose` does. padding: "SAME" and "CIRCULAR" (output = strides x input), "VALID", or zeros
+    around the dilated image, each less than the kernel's size. output_size: with "SAME", any size that a strided
+    convolution would shrink to this image, so that odd sizes come back too. Raises ValueError where shapes and
+    arguments do not fit.
     """
     _check(x, kernel)
     size, taps = _spatial(x), _spatial(kernel)
     stride = _pair("strides", strides)
     if output_size is not None and padding != "SAME":
         raise ValueError(f'output_size goes with padding="SAME" only, got {padding!r}')
+    if padding == "CIRCULAR":
+        # so much of the image again on either side that the zeros beyond reach none of the pixels kept
+        (top, left), (height, width) = (-(-k // s) for k, s in zip(taps, stride, strict=True)), size
+        y = convolve_transposed(_wrapped(x, (top, top), (left, left)), kernel, strides=stride)
+        return y[top * stride[0] :, left * stride[1] :][: height * stride[0], : width * stride[1]]
     if padding == "SAME":
         image = tuple(n * s for n, s in zip(size, stride, strict=True)) if output_size is None else output_size
         shrunk = tuple(-(-n // s) for n, s in zip(image, stride, strict=True))
@@ -169,6 +178,10 @@ def _spatial(x: Array) -> Pair:
     return x.shape[0], x.shape[1]
 
 
+def _wrapped(x: Array, rows: Pair, columns: Pair) -> Array:
+    return jnp.pad(x, (rows, columns, (0, 0)), mode="wrap")
+
+
 def _pair(name: str, value: int | Pair) -> Pair:
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or min(pair) < 1:
@@ -185,7 +198,9 @@ def _explicit(padding: Padding) -> tuple[Pair, Pair]:
     if padding == "VALID":
         return (0, 0), (0, 0)
     if isinstance(padding, str) or len(padding) != 2 or any(len(p) != 2 or min(p) < 0 for p in padding):
-        raise ValueError(f'padding must be "SAME", "VALID" or ((top, bottom), (left, right)), got {padding!r}')
+        raise ValueError(
+            f'padding must be "SAME", "VALID", "CIRCULAR" or ((top, bottom), (left, right)), got {padding!r}'
+        )
     return padding
 
 

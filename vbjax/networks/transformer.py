@@ -54,12 +54,13 @@ class TransformerBlock(nn.Module):
     """Attention beside the identity, then a perceptron of one hidden layer beside the identity."""
 
     heads: int
-    hidden: int
+    hidden_width: int
 
     @nn.compact
     def __call__(self, x: Tokens, mask: Mask | None = None) -> Tokens:
         x = x + MultiHeadAttention(self.heads)(LayerNorm()(x), mask)
-        return x + nn.Dense(x.shape[1])(nn.gelu(nn.Dense(self.hidden)(LayerNorm()(x))))
+        h = nn.gelu(nn.Dense(self.hidden_width, name="hidden")(LayerNorm()(x)))
+        return x + nn.Dense(x.shape[1], name="outputs")(h)
 
 
 class MultiHeadAttention(nn.Module):
@@ -87,8 +88,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        gain = self.param("scale", nn.initializers.ones_init(), x.shape[1:])
-        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[1:])
+        gain = self.param("scale", nn.initializers.ones_init(), x.shape[1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[1:], jnp.float32)
         centred = x - x.mean(1, keepdims=True)
         rate = jax.lax.rsqrt(jnp.square(centred).mean(1, keepdims=True) + self.epsilon)
         return centred * rate * gain[None] + bias[None]
