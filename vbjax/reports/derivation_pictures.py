@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vbjax import bounds, exact
+from vbjax import bounds, energy, exact
 from vbjax.derivations.command import error_text
 from vbjax.derivations.identity import Verdict
 from vbjax.diffusion.schedules import cosine_schedule, linear_schedule, sigmoid_schedule
@@ -205,6 +205,56 @@ def schedules() -> Picture:
     return _figure(drawing, "ddpm-forward-marginal", "All schedules end near zero; they differ in when.")
 
 
+def contrastive_divergence_bias() -> Picture:
+    """The largest error of the mean CD-k gradient, at three sizes of the weights."""
+    steps = (1, 2, 4, 8, 16)
+    random = np.random.default_rng(1)
+    weights, data = random.normal(size=(3, 2)), np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+
+    @jax.jit
+    def errors(scale):
+        rbm = energy.RBM(jnp.zeros(3), jnp.zeros(2), scale * jnp.array(weights))
+
+        def gradient(phases):
+            return jax.vmap(lambda v: phases(v).gradient.weights)(jnp.array(data)).mean(0)
+
+        exact = gradient(lambda v: energy.likelihood_phases(rbm, v))
+        means = [gradient(lambda v, k=k: energy.expected_contrastive_divergence(rbm, v, steps=k)) for k in steps]
+        return jnp.abs(jnp.stack(means) - exact).max((1, 2))
+
+    with jax.enable_x64(True), _axes("Gibbs steps k", "largest error of ∂W") as (drawing, axes):
+        for scale in (0.5, 1.0, 2.0):
+            axes.plot(steps, np.asarray(errors(scale)), marker="o", label=f"weights of size {scale:g}")
+        axes.set(yscale="log", ylim=(1e-9, 1))
+        axes.legend()
+    return _figure(
+        drawing, "rbm-contrastive-divergence", "The bias falls geometrically with k, the slower the larger the weights."
+    )
+
+
+def gibbs_convergence() -> Picture:
+    """Distance to equilibrium of a chain of six units, from all zeros, at three temperatures."""
+    random = np.random.default_rng(0)
+    biases, weights = 0.3 * random.normal(size=6), 1.5 * random.normal(size=(6, 6))
+    sweeps = np.arange(41)
+
+    @jax.jit
+    def distances(temperature):
+        at = energy.tempered(energy.BoltzmannMachine(jnp.array(biases), jnp.array(weights)), temperature)
+        law = jnp.exp(jax.vmap(at.log_prob)(energy.states(6)))
+        kernel = energy.sequential_kernel(at)
+        start = jnp.zeros_like(law).at[0].set(1)
+        _, rows = jax.lax.scan(lambda row, _: (row @ kernel, row), start, None, len(sweeps))
+        return 0.5 * jnp.abs(rows - law).sum(1)
+
+    with jax.enable_x64(True), _axes("sweeps from the state 0", "total variation from $e^{-E/T}/Z$") as (drawing, axes):
+        for temperature in (2.0, 1.0, 0.5):
+            axes.plot(sweeps, np.asarray(distances(temperature)), label=f"T = {temperature:g}")
+        axes.set(yscale="log", ylim=(1e-9, 1.2))
+        axes.legend()
+    return _figure(drawing, "boltzmann-machine-gibbs", "Gibbs sampling forgets its start, the slower the colder it is.")
+
+
 @contextmanager
 def _axes(xlabel: str, ylabel: str, *, size: tuple[float, float] = (6.4, 2.9)) -> Iterator[Any]:
     import matplotlib.figure
@@ -237,4 +287,6 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "latent-dimension-active-units": active_directions,
     "gan-gda-rotation": game_rotation,
     "ddpm-forward-marginal": schedules,
+    "rbm-contrastive-divergence": contrastive_divergence_bias,
+    "boltzmann-machine-gibbs": gibbs_convergence,
 }
