@@ -259,16 +259,17 @@ def encoder_diagonal_covariance():
             return Normal(target.loc, jnp.full_like(target.scale, jnp.exp(log_scale)))
 
         value, log_scale = maximise(lambda s: -kl_divergence(law(s), target), jnp.zeros(()))
-        return {"best common variance": jnp.exp(2 * log_scale), "KL left": -value}
+        spread = exact.expectation(target.noise(), lambda xi: jnp.outer(target.transport(xi), target.transport(xi)))
+        return {"Cov h": spread.value, "best common variance": jnp.exp(2 * log_scale), "KL left": -value}
 
     def rhs(case):
         v = np.array(case.variances)
         harmonic = len(v) / np.sum(1 / v)
-        return {"best common variance": harmonic, "KL left": 0.5 * np.sum(np.log(v / harmonic))}
+        return {"Cov h": np.diag(v), "best common variance": harmonic, "KL left": 0.5 * np.sum(np.log(v / harmonic))}
 
     def arithmetic(case):
         v = np.array(case.variances)
-        return {"best common variance": v.mean(), "KL left": 0.0}
+        return {"Cov h": v.mean() * np.eye(len(v)), "best common variance": v.mean(), "KL left": 0.0}
 
     return Identity(
         title="One variance for all coordinates is another family than one for each",
@@ -287,7 +288,7 @@ def encoder_diagonal_covariance():
             "The isotropic law costs nothing, at the mean of the variances.", rhs=arithmetic, on_slide=True
         ),
         correction="The slide writes $\\sigma_\\phi^2(x) I$, one number, beside $\\sigma_\\phi \\circ \\xi$, one per "
-        "coordinate. Read $\\mathrm{diag}(\\sigma_\\phi^2)$; the integral also misses its $d\\xi$.",
+        "coordinate. Read $\\mathrm{diag}(\\sigma_\\phi^2)$; h also loses its φ, and the integral its $d\\xi$.",
     )
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbjax import exact
+from vbjax.derivations import families
 from vbjax.derivations.gradients import (
     Quadratic,
     by_parameter,
@@ -21,7 +22,7 @@ from vbjax.derivations.gradients import (
 )
 from vbjax.derivations.identity import Agreement, Control, Identity, entry
 from vbjax.derivations.oracles import central_difference, normal_expectation
-from vbjax.distributions import Categorical, Gamma, Normal
+from vbjax.distributions import Bernoulli, Categorical, Gamma, Normal, Poisson
 from vbjax.estimators import Baseline, constant, leave_one_out, pathwise, score_function
 
 
@@ -35,11 +36,13 @@ class NormalAndTable(NamedTuple):
 
 
 class Families(NamedTuple):
-    """Parameters of a normal and a gamma law, and the logits of a categorical one."""
+    """Parameters of a normal and a gamma law, the logits of two discrete ones, and the rate of a Poisson law."""
 
     normal: tuple
     gamma: tuple
     categorical: tuple
+    bernoulli: tuple
+    poisson: tuple
 
 
 class Waves(NamedTuple):
@@ -96,7 +99,13 @@ def score_function_gradient():
 
 @entry(2)
 def score_zero_mean():
-    laws = {"normal": Normal, "gamma": Gamma, "categorical": lambda *v: Categorical(jnp.stack(v))}
+    laws = {
+        "normal": Normal,
+        "gamma": Gamma,
+        "categorical": lambda *v: Categorical(jnp.stack(v)),
+        "bernoulli": Bernoulli,
+        "poisson": Poisson,
+    }
 
     def weighted_score(case, weight):
         def mean(family, params):
@@ -123,9 +132,15 @@ def score_zero_mean():
         lecture="000",
         slide="Optimization over the variational distribution",
         kind="identity",
-        instance=Families(normal=(0.4, 0.8), gamma=(2.5, 1.5), categorical=(0.3, -0.6, 0.9)),
+        instance=Families(
+            normal=(0.4, 0.8), gamma=(2.5, 1.5), categorical=(0.3, -0.6, 0.9), bernoulli=(0.7,), poisson=(2.2,)
+        ),
         family=lambda random: Families(
-            (random.uniform(-1, 1), random.uniform(0.4, 1.5)), random.uniform(1.5, 4, 2), random.normal(size=3)
+            (random.uniform(-1, 1), random.uniform(0.4, 1.5)),
+            random.uniform(1.5, 4, 2),
+            random.normal(size=3),
+            random.normal(size=1),
+            random.uniform(0.3, 9, 1),
         ),
         lhs=lhs,
         rhs=rhs,
@@ -170,7 +185,9 @@ def gradient_variance_quadratic():
         slide="Optimization over the variational distribution",
         kind="identity",
         instance=Quadratic(mean=0.4, scale=0.8, target=-0.5),
-        family=random_quadratic,
+        family=lambda random: Quadratic(
+            random.uniform(-50, 50), families.positive(random, 1e-3, 1e3), random.uniform(-50, 50)
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-9),
@@ -265,6 +282,7 @@ def optimal_baseline():
         rhs=rhs,
         test=Agreement(1e-8),
         control=Control("The baseline $b = E f$ is taken for the best.", rhs=mean_of_f),
+        correction="No slide has a baseline. The usual one, the mean of f, is not the best for either parameter.",
     )
 
 
