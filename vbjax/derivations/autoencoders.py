@@ -81,6 +81,27 @@ def tanh_network(matrices):
     return apply
 
 
+def numpy_tanh_network(matrices):
+    """The same in NumPy."""
+
+    def apply(x):
+        for matrix in matrices[:-1]:
+            x = np.tanh(matrix @ x)
+        return matrices[-1] @ x
+
+    return apply
+
+
+def image_ranks(case, decode):
+    """Of the image near a point, and of a cloud of decoded codes: directions with any variance."""
+    codes = jnp.array(case.inputs())
+    near = codes[:1] + 1e-4 * codes
+    local = autoencoders.pca(jax.vmap(decode)(near), 0).eigenvalues
+    cloud = autoencoders.pca(jax.vmap(decode)(2 * codes), 0).eigenvalues
+    # curvature adds a relative 1e-8 locally; rounding 1e-15 globally
+    return {"near a point": jnp.sum(local > 1e-6 * local[0]), "altogether": jnp.sum(cloud > 1e-12 * cloud[0])}
+
+
 @entry(6)
 def autoencoder_reconstruction_loss():
     def lhs(case):
@@ -228,24 +249,11 @@ def autoencoder_bottleneck():
 
 @entry(6)
 def decoder_manifold():
-    def ranks(case, decode):
-        """Of the image near a point, and of a cloud of decoded codes: directions with any variance."""
-        codes = jnp.array(case.inputs())
-        near = codes[:1] + 1e-4 * codes
-        local = autoencoders.pca(jax.vmap(decode)(near), 0).eigenvalues
-        cloud = autoencoders.pca(jax.vmap(decode)(2 * codes), 0).eigenvalues
-        # curvature adds a relative 1e-8 locally; rounding 1e-15 globally
-        return {"near a point": jnp.sum(local > 1e-6 * local[0]), "altogether": jnp.sum(cloud > 1e-12 * cloud[0])}
-
     def lhs(case):
-        return ranks(case, tanh_network([jnp.array(w) for w in case.weights()]))
+        return image_ranks(case, tanh_network([jnp.array(w) for w in case.weights()]))
 
     def rhs(case):
-        first, last = case.weights()
-
-        def decode(z):
-            return last @ np.tanh(first @ z)
-
+        decode = numpy_tanh_network(case.weights())
         z = case.inputs()[0]
         steps = 1e-5 * np.eye(len(z))
         jacobian = np.stack([(decode(z + h) - decode(z - h)) / 2e-5 for h in steps])
@@ -257,7 +265,7 @@ def decoder_manifold():
 
     def linear_decoder(case):
         first, last = (jnp.array(w) for w in case.weights())
-        return ranks(case, lambda z: last @ first @ z)
+        return image_ranks(case, lambda z: last @ first @ z)
 
     return Identity(
         title="The decoder's image is a curved surface of the code's dimension",

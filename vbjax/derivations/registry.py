@@ -36,6 +36,7 @@ _MODULES = (
     "codes",
     "objectives",
     "adversarial",
+    "generators",
     "forward_process",
     "reverse_process",
     "autoencoders",
