@@ -6,7 +6,7 @@ PYTHON ?= python3
 here := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 python := cd "$(here)" && .venv/bin/python
 
-.PHONY: demo test slow long lint bench lock environment clean
+.PHONY: demo test slow long mutants lint bench lock environment clean
 
 demo: environment
 	@$(python) -m vbjax.cli tour
@@ -19,6 +19,10 @@ slow: environment
 
 long: environment
 	@$(python) -m pytest -n 2 --dist loadfile -m long
+
+# Plants wrong formulas one after the other in a copy of the package; each must turn a check or a test red.
+mutants: environment
+	@$(python) -m tests.mutants
 
 lint: environment
 	@$(python) -m ruff check . && .venv/bin/python -m ruff format --check . && .venv/bin/pyrefly check && .venv/bin/lint-imports

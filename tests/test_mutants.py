@@ -1,13 +1,14 @@
 """The table of planted faults fits the code, and what plants and judges them tells a proof from an accident."""
 
-import ast
 import functools
+import re
 
 import pytest
 
 from tests.mutants import MUTATIONS
-from tests.mutants.mutation import Mutation
-from tests.mutants.trial import ROOT, fault_of, is_test
+from tests.mutants.__main__ import workers
+from tests.mutants.mutation import Mutation, within
+from tests.mutants.trial import ROOT, Complaint, fault_of, is_test, judged, try_out
 
 
 @functools.cache
@@ -15,14 +16,8 @@ def text(path):
     return path.read_text()
 
 
-@functools.cache
 def functions(path):
-    return {node.name for node in ast.parse(text(path)).body if isinstance(node, ast.FunctionDef)}
-
-
-def entries():
-    found = (functions(path) for path in (ROOT / "vbjax" / "derivations").glob("*.py"))
-    return {name.replace("_", "-") for names in found for name in names}
+    return set(re.findall(r"^def (\w+)", text(path), re.MULTILINE))
 
 
 def test_every_mutation_applies_exactly_once_and_parses():
@@ -30,12 +25,13 @@ def test_every_mutation_applies_exactly_once_and_parses():
 
 
 def test_every_killer_exists():
-    known, missing = entries(), []
+    declared = (functions(path) for path in (ROOT / "vbjax" / "derivations").glob("*.py"))
+    entries = {name.replace("_", "-") for names in declared for name in names}
+    missing = []
     for killer in {killer for mutation in MUTATIONS for killer in mutation.killers}:
-        file, _, name = killer.partition("::")
-        there = functions(ROOT / "tests" / file) if is_test(killer) else known
-        if (name.partition("[")[0] if is_test(killer) else killer) not in there:
-            missing.append(killer)
+        file, _, test = killer.partition("::")
+        known = test.partition("[")[0] in functions(ROOT / "tests" / file) if is_test(killer) else killer in entries
+        missing += [] if known else [killer]
     assert missing == []
 
 
@@ -55,3 +51,35 @@ def test_a_line_of_the_table_that_does_not_fit_says_why(old, new, message):
 
 def test_a_mutation_without_a_killer_is_refused():
     assert fault_of(Mutation("f.py", "n", "1", "2", ()), "1") == "it names no killer"
+
+
+def test_only_a_proof_or_the_expected_exception_kills():
+    slip, loud = Mutation("f.py", "n", "1", "2", ("k",)), Mutation("f.py", "n", "1", "2", ("k",), "NotConverged")
+    crash = Complaint("k", "vbjax.exact.NotConverged: at 64 nodes", noticed=False)
+    assert judged(slip, None).fate == "survived"
+    assert judged(slip, Complaint("k", "the sides differ", noticed=True)).fate == "killed"
+    assert judged(slip, crash).fate == "broke"
+    assert judged(loud, crash).fate == "killed"
+    assert judged(loud, crash._replace(detail="ImportError: NotConverged")).fate == "broke"
+
+
+@pytest.mark.slow
+def test_a_slip_is_killed_a_rewriting_survives_and_a_broken_program_is_neither():
+    bounds, old = within("bounds.py"), "return self.reconstruction - self.kl"
+    by_tests = "test_bounds.py::test_elbo_terms_and_log_weights_agree_on_the_linear_gaussian_instance"
+    planted = [
+        bounds(f"{name} by {killer}", old, new, killer)
+        for killer in ("elbo-reconstruction-minus-kl", by_tests)
+        for name, new in [
+            ("slip", "return self.reconstruction + self.kl"),
+            ("rewriting", "return -(self.kl - self.reconstruction)"),
+            ("name", "return self.reconstruction - self.kll"),
+        ]
+    ]
+    planted += [bounds("import", "import itertools\n", "import iterfools\n", by_tests)]
+    before = text(ROOT / "vbjax" / "bounds.py")
+    with workers(1) as pool:
+        outcomes = list(pool.map(try_out, planted))
+    assert [outcome.fate for outcome in outcomes] == ["killed", "survived", "broke"] * 2 + ["broke"]
+    assert [outcome.by for outcome in outcomes[::3]] == ["elbo-reconstruction-minus-kl", by_tests, by_tests]
+    assert (ROOT / "vbjax" / "bounds.py").read_text() == before

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     begin = time.monotonic()
     killers = list(dict.fromkeys(killer for mutation in chosen for killer in mutation.killers))
-    with _workers(min(options.jobs, len(chosen))) as pool:
+    with workers(min(options.jobs, len(chosen))) as pool:
         print(f"First the {len(killers)} killers without a fault ...", file=sys.stderr)
         red = list(_baseline(pool, killers, options.jobs))
         if red:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that have a workplace each."""
     os.environ |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     # what a mutation does not touch was compiled by the tests before

@@ -23,7 +23,7 @@ from tests.mutants.mutation import Mutation
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300
-"""Within which a killer must answer."""
+"""Within which a killer must answer; several in one process have as much each."""
 
 PRELOADED = ("jax", "jax.scipy.stats", "scipy.stats", "scipy.integrate", "scipy.optimize", "sklearn.mixture", "pytest",
              "sklearn.decomposition", "numpyro.distributions", "flax.linen", "optax", "rich.table")  # fmt: skip
@@ -75,6 +75,15 @@ def fault_of(mutation: Mutation, source: str) -> str | None:
     return None if mutation.killers else "it names no killer"
 
 
+def judged(mutation: Mutation, complaint: Complaint | None) -> Outcome:
+    """What a mutation's first complaint means; None is that nobody noticed."""
+    if complaint is None:
+        return Outcome(mutation, "survived")
+    exception = complaint.detail.partition(":")[0].rpartition(".")[2]
+    fate = "killed" if complaint.noticed or exception == mutation.raises else "broke"
+    return Outcome(mutation, fate, complaint.killer, complaint.detail)
+
+
 def planted(mutation: Mutation, source: str) -> str:
     """The file's text with the fault in it."""
     return source.replace(mutation.old, mutation.new)
@@ -112,11 +121,7 @@ class Workplace:
             complaint = next(self.complaints(mutation.killers, first=True), None)
         except TimedOut as late:
             return Outcome(mutation, "timed out", detail=str(late))
-        if complaint is None:
-            return Outcome(mutation, "survived")
-        expected = mutation.raises is not None and complaint.detail.split(":")[0].endswith(mutation.raises)
-        fate = "killed" if complaint.noticed or expected else "broke"
-        return Outcome(mutation, fate, complaint.killer, complaint.detail)
+        return judged(mutation, complaint)
 
     def complaints(self, killers: Sequence[str], *, first: bool = False) -> Iterator[Complaint]:
         """Complaints of the entries of `vbjax check`, then of the tests; first: the tests stop at theirs."""
@@ -127,7 +132,7 @@ class Workplace:
             yield from self._tests(tests, first)
 
     def _entries(self, names: Sequence[str]) -> Iterator[Complaint]:
-        run = self._python("vbjax.cli", "check", *names, "--json")
+        run = self._python(len(names), "vbjax.cli", "check", *names, "--json")
         if run.status not in (0, 1) or not run.stdout.startswith("["):
             yield Complaint("vbjax check " + " ".join(names), last_line(run.stderr), noticed=False)
             return
@@ -143,7 +148,7 @@ class Workplace:
         report = self.root / "report.xml"
         report.unlink(missing_ok=True)
         options = ("-q", "-p", "no:cacheprovider", "--junitxml", str(report), *(["-x"] if first else []))
-        run = self._python("pytest", *options, *(f"tests/{name}" for name in names))
+        run = self._python(len(names), "pytest", *options, *(f"tests/{name}" for name in names))
         if run.status == 0:
             return
         cases = ElementTree.parse(report).iter("testcase") if report.exists() else ()
@@ -157,20 +162,20 @@ class Workplace:
             name = f"{case.get('classname', '').rpartition('.')[2]}.py::{case.get('name')}"
             yield Complaint(name, message.strip().partition("\n")[0][:200], noticed)
 
-    def _python(self, *arguments: str) -> Run:
+    def _python(self, killers: int, *arguments: str) -> Run:
         """`python -m ...` in the copy, by a fork of this process, which has imported what takes long to import."""
         outputs = [self.root / name for name in ("stdout", "stderr")]
         child = os.fork()
         if child == 0:
             _become(self.root, arguments, outputs)
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + SECONDS * killers
         try:
             while time.monotonic() < deadline:
                 done, status = os.waitpid(child, os.WNOHANG)
                 if done:
                     return Run(os.waitstatus_to_exitcode(status), *(path.read_text() for path in outputs))
                 time.sleep(0.02)
-            raise TimedOut(f"no answer within {SECONDS} s: {' '.join(arguments)}")
+            raise TimedOut(f"no answer within {SECONDS * killers} s: {' '.join(arguments)}")
         except BaseException:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -185,6 +190,7 @@ def settle(folders: Any) -> None:
     """Make this process a worker, in the next of the folders; no computation may start in it, for it forks."""
     global _workplace
     _workplace = Workplace(folders.get())
+    sys.dont_write_bytecode = False  # the copy is ours, and compiled once
     for name in PRELOADED:
         importlib.import_module(name)
 
