@@ -10,12 +10,15 @@ import pytest
 from numpy.testing import assert_allclose
 from oracles import holds_only_for, z_threshold
 from scipy import special, stats
+from sklearn.neural_network import BernoulliRBM
 
+from vbjax import datasets
 from vbjax.distributions import Bernoulli, Normal
 from vbjax.energy import (
     RBM,
     BoltzmannMachine,
     DeepBeliefNet,
+    Phases,
     aggregated_posterior,
     contrastive_divergence,
     directed_model,
@@ -550,6 +553,73 @@ def test_directed_model_of_normal_conditionals_is_the_joint_normal():
     noise = np.linalg.solve(root, (draws - [-1, 1, 1]).T).T
     scores = np.concatenate([noise.mean(0), (noise**2 - 1).mean(0) / 2**0.5, (noise * noise[:, [1, 2, 0]]).mean(0)])
     assert np.abs(scores).max() * 20_000**0.5 < z_threshold(len(scores))
+
+
+def mean_over(phases):
+    return jax.tree.map(lambda leaf: leaf.mean(0), phases)
+
+
+def exact_phases(keys, rbm, batch, particles):
+    return Phases(mean_over(jax.vmap(rbm.statistics)(batch)), jax.grad(RBM.log_partition)(rbm)), particles
+
+
+def one_step_phases(keys, rbm, batch, particles):
+    return mean_over(jax.vmap(lambda key, v: contrastive_divergence(key, rbm, v))(keys, batch)), particles
+
+
+def persistent_phases(keys, rbm, batch, particles):
+    phases, particles = jax.vmap(lambda key, v, p: persistent_contrastive_divergence(key, rbm, v, p))(
+        keys, batch, particles
+    )
+    return mean_over(phases), particles
+
+
+def swapped_phases(keys, rbm, batch, particles):
+    phases, particles = one_step_phases(keys, rbm, batch, particles)
+    return Phases(*reversed(phases)), particles
+
+
+@pytest.mark.slow
+def test_contrastive_divergence_climbs_the_exact_likelihood_of_digits_as_far_as_its_exact_gradient():
+    """Ten hidden units on binarised digits, 400 steps: each route gains 4.3 nats a test image over pixels alone.
+
+    Measured on the test images: start -24.87, exact -20.53, CD-1 -20.60, persistent -20.54; scikit-learn's persistent
+    chains after 20 epochs -22.58.
+    """
+    digits = datasets.load("digits").binarised(7)
+    with jax.enable_x64(False):
+        train, test = (
+            jnp.asarray(x, jnp.float32).reshape(len(x), -1) for x in (digits.train_images, digits.test_images)
+        )
+        initial = initial_rbm(jax.random.key(0), (train.sum(0) + 1) / (len(train) + 2), hidden=10)
+
+        def step(phases, state, t):
+            rbm, particles = state
+            key_batch, key_phases = jax.random.split(jax.random.fold_in(jax.random.key(1), t))
+            batch = train[jax.random.randint(key_batch, (100,), 0, len(train))]
+            found, particles = phases(jax.random.split(key_phases, 100), rbm, batch, particles)
+            rate = 0.4 * (1 - t / 400)
+            return (jax.tree.map(lambda parameter, g: parameter + rate * g, rbm, found.gradient), particles), None
+
+        def trained(phases):
+            start = initial, train[:100]
+            return jax.jit(lambda: jax.lax.scan(functools.partial(step, phases), start, jnp.arange(400)))()[0][0]
+
+        log_prob = jax.jit(lambda rbm: jax.vmap(rbm.log_prob)(test).mean())
+        start, exact = log_prob(initial), log_prob(trained(exact_phases))
+
+        peer = BernoulliRBM(10, learning_rate=0.1, batch_size=20, n_iter=20, random_state=0).fit(np.asarray(train))
+        theirs = RBM(*map(jnp.asarray, (peer.intercept_visible_, peer.intercept_hidden_, peer.components_.T)))
+        assert_allclose(jax.vmap(theirs.free_energy)(test), peer._free_energy(np.asarray(test)), atol=1e-4)
+
+        def check(phases):
+            found = log_prob(trained(phases))
+            assert found > start + 3.5
+            assert abs(found - exact) < 0.15
+            assert found > log_prob(theirs) + 1
+
+        holds_only_for(check, one_step_phases, swapped_phases)
+        check(persistent_phases)
 
 
 def wide(visible, hidden):
