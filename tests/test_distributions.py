@@ -24,7 +24,7 @@ from oracles import (
     spd,
     z_threshold,
 )
-from scipy import stats
+from scipy import special, stats
 
 from vbjax import distributions as vd
 from vbjax.types import NotAvailable
@@ -283,6 +283,7 @@ def test_transport_of_a_multivariate_normal_has_its_covariance():
         assert_allclose(np.einsum("n,ni,nj->ij", weights, z, z), factor @ factor.T, atol=1e-12)
 
     holds_only_for(check, law.transport, lambda noise: jnp.asarray(factor).T @ noise)
+    assert_allclose(law.variance(), np.diag(factor @ factor.T), rtol=1e-14)
 
 
 def test_blocks_of_a_multivariate_normal_are_independent():
@@ -323,12 +324,13 @@ def test_categorical_with_exact_zeros_matches_direct_sums(k, alpha, seed):
     entropy = -sum(p * np.log(p) for p in probs if p > 0)
     with np.errstate(divide="ignore"):
         log_probs = np.log(probs)
-    gradient, ours, by_one_hot, entropies, moments = categorical_report(law, one_hot)
+    gradient, ours, by_one_hot, entropies, moments, spread = categorical_report(law, one_hot)
     assert_allclose(ours, log_probs, rtol=1e-9, atol=1e-12)
     assert_allclose(by_one_hot, log_probs, rtol=1e-9, atol=1e-12)
     assert_allclose(entropies, entropy, rtol=1e-10, atol=1e-12)
     mean = probs @ np.arange(k)
     assert_allclose(moments, [mean, probs @ np.arange(k) ** 2 - mean**2], rtol=1e-9, atol=1e-9)
+    assert_allclose(spread, probs @ (np.eye(k) - probs) ** 2, rtol=1e-9, atol=1e-12)
     assert isinstance(gradient, vd.Categorical)
     possible = probs > 0
     expected = np.where(possible, -probs * (np.log(np.where(possible, probs, 1)) + entropy), 0)
@@ -343,7 +345,19 @@ def categorical_report(law, one_hot):
         jax.vmap(one_hot.log_prob)(one_hot.enumerate()),
         jnp.stack([law.entropy(), one_hot.entropy()]),
         jnp.stack([law.mean(), law.variance()]),
+        one_hot.variance(),
     )
+
+
+def test_rows_of_logits_are_independent_categories():
+    logits = np.array([[0.0, 1.0, -0.5], [2.0, 0.3, 0.1]])
+    first, second = special.log_softmax(logits, 1)
+
+    def check(law):
+        mass = jax.vmap(law.log_prob)(law.enumerate())
+        assert_allclose(mass, (first[:, None] + second[None]).ravel(), rtol=1e-12)
+
+    holds_only_for(check, vd.Categorical(logits), vd.Categorical(logits[::-1]))
 
 
 def test_mixture_matches_a_direct_sum_and_its_posterior():

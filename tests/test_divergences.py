@@ -670,12 +670,19 @@ def test_float32_kl_within_the_gamma_family_does_not_cancel_for_close_or_large_c
         assert_allclose(float32_kl(vd.Dirichlet, (a,), (b,)), exact_dirichlet_kl(a, b), rtol=1e-4, atol=3e-6)
 
 
-@pytest.mark.parametrize("family", [vd.Gamma, vd.Beta, vd.LogNormal])
+@pytest.mark.parametrize(("family", "twin"), [
+    (vd.Gamma, lambda first: stats.gamma(first, scale=1 / 3)),
+    (vd.Beta, lambda first: stats.beta(first, 3)),
+    (vd.LogNormal, lambda first: stats.lognorm(3, scale=np.exp(first))),
+], ids=["Gamma", "Beta", "LogNormal"])  # fmt: skip
 @pytest.mark.parametrize("first", [1.0, 2.0])
-def test_kl_from_a_uniform_law_that_starts_at_zero_has_slopes(family, first):
+def test_kl_from_a_uniform_law_that_starts_at_zero_is_the_integral_and_has_slopes(family, twin, first):
     def kl(low, high):
         return kl_divergence(vd.Uniform(low, high), family(first, 3.0))
 
+    log_p = twin(first).logpdf
+    integral, _ = integrate.quad(lambda x: -log_p(x) / 0.7, 0, 0.7, epsabs=1e-13, epsrel=1e-11)
+    assert_allclose(kl(0.0, 0.7), integral - np.log(0.7), rtol=1e-8)
     slopes = jax.jit(jax.grad(kl, (0, 1)))(0.0, 0.7)
     assert np.isfinite(slopes).all()
     assert_allclose(slopes[1], (kl(0.0, 0.7 + 1e-6) - kl(0.0, 0.7 - 1e-6)) / 2e-6, rtol=1e-6)
