@@ -71,13 +71,27 @@ class Spreads(NamedTuple):
 
 
 def random_betas(random: np.random.Generator) -> tuple:
-    """Four steps that leave some of the signal."""
-    return tuple(random.uniform(0.05, 0.45, 4))
+    """Two to ten steps of a linear, a cosine or a random schedule that leaves some of the signal."""
+    steps = int(random.integers(2, 11))
+    strength = random.uniform(0.4, 1.8)  # -log ᾱ_T
+    shapes = (
+        np.linspace(random.uniform(0.05, 1), 1, steps),
+        -np.diff(np.log(np.cos(np.linspace(0, 0.45 * np.pi, steps + 1)))),
+        np.exp(random.uniform(-8, 0, steps)),
+    )
+    shares = shapes[random.integers(3)]
+    return tuple(-np.expm1(-strength * shares / shares.sum()))
 
 
 def random_chain(random: np.random.Generator) -> Chain:
     """Data off zero, of a variance on either side of one."""
     return Chain(random_betas(random), random.uniform(0.5, 2), random.uniform(0.1, 2))
+
+
+def random_path(random: np.random.Generator) -> Path:
+    """Any path of size one."""
+    betas = random_betas(random)
+    return Path(betas, random.normal(size=len(betas) + 1))
 
 
 def random_pair(random: np.random.Generator) -> Pair:

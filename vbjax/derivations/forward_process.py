@@ -16,8 +16,8 @@ from vbjax.derivations.diffusion_chain import (
     Terminal,
     alpha_bar,
     levels,
-    random_betas,
     random_chain,
+    random_path,
 )
 from vbjax.derivations.identity import Agreement, Control, Identity, entry
 from vbjax.derivations.oracles import gaussian_kl
@@ -53,7 +53,7 @@ def ddpm_forward_kernel_and_joint():
         slide="Forward Diffusion",
         kind="identity",
         instance=Path(betas=(0.1, 0.2, 0.3, 0.4), x=(1.2, 0.8, 1.1, 0.3, -0.4)),
-        family=lambda random: Path(random_betas(random), random.normal(size=5)),
+        family=random_path,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-11),
@@ -255,7 +255,7 @@ def ddpm_reverse_gaussianity():
         lecture="001",
         slide="Approximate Reverse Process",
         kind="limit",
-        instance=OneStep(betas=(0.9, 0.5, 0.1, 0.01), means=(-1.0, 1.0), scale=0.3, x=0.0),
+        instance=OneStep(betas=(0.9, 0.5, 0.1, 0.01, 0.001), means=(-1.0, 1.0), scale=0.3, x=0.0),
         family=lambda random: OneStep(
             (0.8, 0.4, 0.05), (random.uniform(-1.2, -0.8), random.uniform(0.8, 1.2)), random.uniform(0.3, 0.4), 0.0
         ),

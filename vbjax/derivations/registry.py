@@ -24,6 +24,7 @@ CHAPTERS = {
     8: "Conditional VAEs and the geometry of codes",
     9: "Diffusion: guidance, inpainting and skeletons",
     10: "Energy-based and directed models",
+    11: "Attention",
 }
 _MODULES = (
     "latent_variables",
@@ -39,13 +40,16 @@ _MODULES = (
     "generators",
     "forward_process",
     "reverse_process",
+    "diffusion_bound",
     "autoencoders",
     "representations",
     "expectation_maximisation",
     "conditional_codes",
     "diffusion_extensions",
     "skeletons",
+    "shapes",
     "energy_based",
+    "attention",
 )
 
 
