@@ -61,6 +61,17 @@ def test_a_circular_convolution_is_a_product_of_fourier_transforms(x64):
     assert jnp.abs(convolve(x, kernel)[..., 0] - oracle).max() > 0.1
 
 
+def test_a_batch_may_be_empty():
+    def loss(kernel, xs):
+        ys = jax.vmap(lambda x: convolve_transposed(convolve(x, kernel, strides=2), kernel, strides=2))(xs)
+        return ys.sum(), ys
+
+    for count in (0, 1):
+        gradients, ys = jax.grad(loss, (0, 1), has_aux=True)(jnp.ones((3, 3, 2, 2)), jnp.ones((count, 4, 6, 2)))
+        assert ys.shape == gradients[1].shape == (count, 4, 6, 2)
+        assert (gradients[0] == 0).all() == (count == 0)
+
+
 def test_the_size_of_a_circular_transposed_convolution_is_not_asked_for():
     with pytest.raises(ValueError, match=r"output_size goes with padding=.SAME. only"):
         convolve_transposed(jnp.ones((2, 2, 1)), jnp.ones((3, 3, 1, 1)), padding="CIRCULAR", output_size=(2, 2))

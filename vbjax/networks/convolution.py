@@ -240,7 +240,7 @@ def _cpu_input_gradient(y: Array, kernel: Array, *, geometry: Geometry) -> Array
         return _dense(y, part[::-1, ::-1], padding)
 
     parts = jnp.stack([jnp.stack([pixels(*row, *column) for column in columns], 3) for row in rows], 2)
-    whole = parts.reshape(y.shape[0], size[0] * geometry.stride[0], size[1] * geometry.stride[1], -1)
+    whole = parts.reshape(y.shape[0], size[0] * geometry.stride[0], size[1] * geometry.stride[1], kernel.shape[3])
     return whole[:, : geometry.image[0], : geometry.image[1]]
 
 
@@ -299,10 +299,11 @@ def _primitive(name: str, stock: Callable, cpu: Callable, merges: tuple[Pair, Pa
         mapped = operands[which]
         count = mapped.shape[axes[which]]
         mapped = jnp.moveaxis(mapped, axes[which], into)
-        mapped = mapped.reshape(*mapped.shape[:into], -1, *mapped.shape[into + 2 :])
+        each = mapped.shape[into + 1]  # named, for a batch may be empty
+        mapped = mapped.reshape(*mapped.shape[:into], count * each, *mapped.shape[into + 2 :])
         both = (mapped, b) if which == 0 else (a, mapped)
         result = primitive.bind(*both, geometry=geometry)
-        return result.reshape(*result.shape[:out], count, -1, *result.shape[out + 1 :]), out
+        return result.reshape(*result.shape[:out], count, each, *result.shape[out + 1 :]), out
 
     primitive.def_abstract_eval(shape)
     primitive.def_impl(alone)
