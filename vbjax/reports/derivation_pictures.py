@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vbjax import bounds, energy, exact
+from vbjax.attention import attention_weights, causal_mask, sinusoidal_positions, two_key_slope
 from vbjax.derivations.command import error_text
 from vbjax.derivations.identity import Verdict
 from vbjax.diffusion.schedules import cosine_schedule, linear_schedule, sigmoid_schedule
@@ -255,6 +256,32 @@ def gibbs_convergence() -> Picture:
     return _figure(drawing, "boltzmann-machine-gibbs", "Gibbs sampling forgets its start, the slower the colder it is.")
 
 
+def softmax_slopes() -> Picture:
+    """The mean slope of a softmax over two keys as they get wider, with and without the divisor."""
+    widths = np.unique(np.geomspace(1, 1024, 30).astype(int))
+    slopes = [
+        [float(two_key_slope(int(d), divisor=float(c))) for d, c in zip(widths, cs, strict=True)]
+        for cs in (widths**0.5, widths**0)
+    ]
+    with _axes("width of queries and keys", "E p(1 - p), two keys") as (drawing, axes):
+        _curves(axes, widths, slopes, ("q·k/√d", "q·k"))
+        axes.set(xscale="log", yscale="log")
+    return _figure(drawing, "softmax-saturation", "Without the divisor, the softmax loses its slope as 1/√d.")
+
+
+def weights_of_positions() -> Picture:
+    """How much each place looks at the others by its sinusoids alone, with and without a causal mask."""
+    places = sinusoidal_positions(24, 32)
+    weights = [attention_weights(3 * places, places, mask) for mask in (None, causal_mask(24))]
+    together = np.concatenate([weights[0], np.full((24, 2), np.nan), weights[1]], 1)
+    with _axes("key: any place · an earlier place only", "query", size=(6.4, 3.2)) as (drawing, axes):
+        axes.imshow(together, cmap="Blues", vmin=0)
+        axes.set(xticks=[0, 23, 26, 49], xticklabels=[0, 23, 0, 23])
+        axes.grid(False)
+    caption = "Sinusoids tell places apart: each looks at its neighbours, and under a causal mask at earlier ones."
+    return _figure(drawing, "transformer-permutation", caption)
+
+
 @contextmanager
 def _axes(xlabel: str, ylabel: str, *, size: tuple[float, float] = (6.4, 2.9)) -> Iterator[Any]:
     import matplotlib.figure
@@ -289,4 +316,6 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "ddpm-forward-marginal": schedules,
     "rbm-contrastive-divergence": contrastive_divergence_bias,
     "boltzmann-machine-gibbs": gibbs_convergence,
+    "softmax-saturation": softmax_slopes,
+    "transformer-permutation": weights_of_positions,
 }
