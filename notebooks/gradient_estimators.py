@@ -145,24 +145,30 @@ for name in ("rloo-variance", "optimal-baseline"):
 # ## A coin has no path
 #
 # One bit, $f(b) = (b - 0.45)^2$. The score serves; a baseline or an antithetic pair of draws (DisARM) makes it quieter;
-# relaxing the bit to a number between 0 and 1 gives it a path and costs bias. A study puts them side by side, with a
-# verdict on each bias that is exact wherever the noise can be integrated.
+# relaxing the bit to a number between 0 and 1 gives it a path and costs bias. A study puts them side by side while the
+# coin's logit moves, with a verdict on each bias that is exact wherever the noise can be integrated.
 
 # %%
 coin = toy_problems.coin(0.45)
-names = ("rloo", "disarm", "gumbel_softmax")
-results = study(grid([coin], {name: METHODS[name] for name in names}, samples=(2,)), replications=20_000)
+methods = {name: METHODS[name] for name in ("score", "rloo", "disarm", "gumbel_softmax")}
+cells = grid([coin], methods, samples=(2,), sweeps={"logit": (-1.5, 0.0, 1.5)})
+results = study(cells, replications=10_000)
 for result in results:
     mean = uncertain(result.mean[0], result.standard_error[0])
-    exact_mean, gradient, variance = result.exact_mean[0], result.truth[0], result.exact_variance[0]
-    print(f"{result.estimator:14s} {mean:>12s}, exact mean {exact_mean:.6f}, gradient {gradient:.6f}, ", end="")
-    print(f"standard deviation {variance**0.5:.4f}: {result.outcome}")
-assert [result.outcome for result in results] == ["unbiased", "unbiased", "biased"]
+    print(f"logit {result.point['logit']:4.1f}, {result.estimator:14s} {mean:>12s}, ", end="")
+    print(f"exact mean {result.exact_mean[0]:8.5f}, gradient {result.truth[0]:.5f}: {result.outcome}")
+assert {result.estimator for result in results if result.outcome == "biased"} == {"gumbel_softmax"}
+
+# %% [markdown]
+# At logit $-1.5$ the relaxed gradient does not even have the right sign: it would walk away from the optimum. And at
+# logit 0 DisARM has no variance at all, so a logarithmic axis leaves that point out.
 
 # %%
+relaxed = next(result for result in results if result.estimator == "gumbel_softmax")
+assert relaxed.exact_mean[0] < 0 < relaxed.truth[0]
 with figure_style():
     drawn = figures(results)
-drawn["variance against calls of f"]
+drawn["variance against logit"]
 
 # %% [markdown]
 # ## Sticking the landing

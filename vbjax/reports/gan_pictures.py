@@ -36,7 +36,7 @@ def plane(real: Points, model: Points, score: Callable[[Array], Array]):
         if scores.min() < 0 < scores.max():
             axes.contour(line, line, scores, levels=[0.0], colors="0.4", linewidths=0.8)
         axes.scatter(*np.asarray(points)[:2000].T, s=3, color="black", linewidths=0, alpha=0.5)
-        axes.set(title=title, aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
+        axes.set(title=title, xlabel="x[0]", ylabel="x[1]", aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
     figure.colorbar(field, ax=figure.axes, label="discriminator: fake < 0 < real", shrink=0.8)
     return figure
 
