@@ -14,7 +14,7 @@ from vbjax import bounds, conditional, latent_space, linear_gaussian
 from vbjax.conditional import CVAE
 from vbjax.derivations import families
 from vbjax.derivations.identity import Agreement, Control, Identity, Statistical, entry, mean_estimate
-from vbjax.distributions import Categorical, MultivariateNormal, Normal
+from vbjax.distributions import Categorical, Normal
 from vbjax.divergences import kl_divergence
 
 
@@ -48,6 +48,15 @@ class Attributes(NamedTuple):
     first: tuple
     second: tuple
     count: int
+
+
+def random_attributes(random: np.random.Generator) -> Attributes:
+    """At angles from 90° to 30°: attributes that share a direction are mistaken for each other more often."""
+    first, second = random.normal(size=(2, 3))
+    angle = random.uniform(np.pi / 6, np.pi / 2)
+    second -= second @ first / (first @ first) * first
+    second = np.cos(angle) * first / np.linalg.norm(first) + np.sin(angle) * second / np.linalg.norm(second)
+    return Attributes(first, random.uniform(0.7, 2) * second, random.choice([1, 3, 10, 100]))
 
 
 def random_labelled(random: np.random.Generator) -> Labelled:
@@ -187,19 +196,22 @@ def cvae_style_content():
             lambda x, y: model.posterior(x - centres[y] if label_in_encoder else x),
             lambda z, y: Normal(model.decode(z).mean() + centres[y], jnp.full(2, case.noise_variance**0.5)),
         )
-        within = MultivariateNormal.from_covariance(
-            jnp.zeros(2), jnp.array(np.outer(style, style) + case.noise_variance * np.eye(2))
-        )
-        points, weights, _ = within.nodes(3)
+        # the style, and the noise of x
+        points, weights, _ = Normal(jnp.zeros(3), jnp.ones(3)).nodes(3)
 
         def moments(y):
-            codes = jax.vmap(lambda x: cvae.encode(x + centres[y], y).mean()[0])(points)
-            return jnp.stack([weights @ codes, weights @ codes**2])
+            x = points[:, :1] * jnp.array(style) + case.noise_variance**0.5 * points[:, 1:]
+            codes = jax.vmap(lambda x: cvae.encode(x + centres[y], y).mean()[0])(x)
+            return jnp.stack([weights @ codes, weights @ codes**2, weights @ (codes * points[:, 0])])
 
-        (low, low_square), (high, high_square) = moments(0), moments(1)
+        (low, low_square, low_product), (high, high_square, high_product) = moments(0), moments(1)
         spread = jnp.sqrt((low_square + high_square) / 2 - ((low + high) / 2) ** 2)
         drawn = latent_space.analogies(cvae, jnp.array([0.3, -0.4]), 1, classes=2)
-        return {"corr(z, y)": (high - low) / 2 / spread, "analogy": drawn[1] - drawn[0]}
+        return {
+            "corr(z, y)": (high - low) / 2 / spread,
+            "corr(z, style)": (low_product + high_product) / 2 / spread,
+            "analogy": drawn[1] - drawn[0],
+        }
 
     def lhs(case):
         return sides(case, True)
@@ -208,11 +220,14 @@ def cvae_style_content():
         return sides(case, False)
 
     def rhs(case):
-        return {"corr(z, y)": 0.0, "analogy": np.array(case.shift)}
+        signal = np.dot(case.style, case.style)
+        kept = np.sqrt(signal / (signal + case.noise_variance))
+        return {"corr(z, y)": 0.0, "corr(z, style)": kept, "analogy": np.array(case.shift)}
 
     return Identity(
         title="Given the class, the code is left with the style",
-        statement=r"x = \mu_y + w z + \varepsilon: \quad \mathrm{corr}\left(E[z \mid x, y],\, y\right) = 0, \qquad "
+        statement=r"x = \mu_y + w s + \varepsilon: \quad \mathrm{corr}\left(E[z \mid x, y],\, y\right) = 0, \quad "
+        r"\mathrm{corr}\left(E[z \mid x, y],\, s\right) = \frac{\|w\|}{\sqrt{\|w\|^2 + \sigma^2}}, \qquad "
         r"d(z, 1) - d(z, 0) = \mu_1 - \mu_0 \;\text{ for every } z",
         lecture="000",
         slide="Class-conditional VAE",
@@ -280,10 +295,20 @@ def latent_arithmetic():
         first, second = (jnp.array(v) for v in (case.first, case.second))
         # smiling women, women, men; the answer should be smiling men
         means = jnp.stack([first + second, second, jnp.zeros_like(first)])
-        codes = means[None, :, None] + jax.random.normal(key, (20_000, 3, case.count, len(case.first)))
+        codes = means[None, :, None] + jax.random.normal(key, (10_000, 3, case.count, len(case.first)))
         values = np.array(jax.jit(jax.vmap(lambda groups: combine(*groups)))(codes))
         centred = values - np.array(first)
-        return {"mean": mean_estimate(values), "variance": mean_estimate((centred**2).mean(1))}
+        smiling, woman = np.linalg.pinv(np.stack([case.first, case.second], 1)) @ values.T
+        return {
+            "mean": mean_estimate(values),
+            "variance": mean_estimate((centred**2).mean(1)),
+            "hits: smiling and a man": share((smiling > 0.5) & (woman < 0.5)),
+        }
+
+    def share(hits):
+        """A frequency, whose error is never taken for zero: where all hit, one miss in as many draws."""
+        found = mean_estimate(hits)
+        return found._replace(standard_error=np.maximum(found.standard_error, 1 / len(hits)))
 
     def lhs(key, case):
         return sides(key, case, lambda a, b, c: latent_space.arithmetic(a, b, c).value)
@@ -292,7 +317,14 @@ def latent_arithmetic():
         return sides(key, case, lambda a, b, c: latent_space.arithmetic(a, -b, c).value)
 
     def rhs(case):
-        return {"mean": case.first, "variance": 3 / case.count}
+        dual = np.linalg.pinv(np.stack([case.first, case.second], 1))
+        law = stats.multivariate_normal([1, 0], 3 / case.count * dual @ dual.T)
+        miss = law.cdf([0.5, 0.5])  # of the first attribute alone
+        return {
+            "mean": case.first,
+            "variance": 3 / case.count,
+            "hits: smiling and a man": stats.norm.cdf(0.5, 0, law.cov[1, 1] ** 0.5) - miss,
+        }
 
     return Identity(
         title="Attributes add, and averages make them stable",
@@ -302,7 +334,7 @@ def latent_arithmetic():
         slide="Vector Math",
         kind="claim",
         instance=Attributes(first=(1.5, 0.2, 0.0), second=(-0.3, 1.2, 0.5), count=5),
-        family=lambda random: Attributes(random.normal(size=3), random.normal(size=3), random.integers(2, 10)),
+        family=random_attributes,
         lhs=lhs,
         rhs=rhs,
         test=Statistical(),

@@ -277,8 +277,8 @@ def ddpm_reverse_variance_choice():
 
 @entry(5)
 def ddpm_toy_training():
-    """Regression and sampling side by side: sampling with the exact denoiser has a law that is known exactly, which
-    samples of a fitted one have to a few per cent only.
+    """Regression and sampling side by side: samples by the exact denoiser have a law that is known exactly, those by
+    a fitted one to a few per cent only.
     """
 
     def fitted(key, case, gamma):

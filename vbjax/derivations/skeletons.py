@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vbjax import motion
+from vbjax import autoencoders, motion
+from vbjax.derivations import families
 from vbjax.derivations.identity import Agreement, Control, Identity, entry
 from vbjax.diffusion import anisotropic, process
 from vbjax.diffusion.schedules import from_betas
@@ -23,12 +24,14 @@ class Alphas(NamedTuple):
 
 
 class Skeleton(NamedTuple):
-    """The edges of a graph with weights, its number of joints, β_1 … β_T, and m, the share of the graph's noise."""
+    """The edges of a graph with weights, its number of joints, β_1 … β_T, and m, the share of the graph's noise: one
+    number, or one for each step.
+    """
 
     edges: tuple
     joints: int
     betas: tuple
-    mixing: float
+    mixing: float | tuple
 
     def adjacency(self) -> np.ndarray:
         """`(joints, joints)`, symmetric."""
@@ -39,33 +42,43 @@ class Skeleton(NamedTuple):
 
 
 class Futures(NamedTuple):
-    """K random futures of some frames and joints, around a random truth."""
+    """K random futures of some frames and joints, a truth near one of them, and a skeleton's noise for latents."""
 
     count: int
     frames: int
     joints: int
     spread: float
+    mixing: float
     seed: int
 
     def draw(self) -> tuple[np.ndarray, np.ndarray]:
         """`(K, frames, joints, 3)` and the truth."""
         random = np.random.default_rng(self.seed)
-        shape = (self.frames, self.joints, 3)
-        return self.spread * random.normal(size=(self.count, *shape)), random.normal(size=shape)
+        futures = self.spread * random.normal(size=(self.count, self.frames, self.joints, 3))
+        return futures, futures[0] + 0.3 * self.spread * random.normal(size=futures.shape[1:])
 
 
 TREE = Skeleton(((0, 1, 1.0), (1, 2, 1.0), (1, 3, 1.0), (3, 4, 1.0)), 5, (0.1, 0.2, 0.3, 0.2), 0.6)
 
 
-def random_tree(random: np.random.Generator) -> Skeleton:
-    """A weighted tree of five joints."""
-    edges = tuple((int(random.integers(j)), j, random.uniform(0.5, 2)) for j in range(1, 5))
-    return Skeleton(edges, 5, tuple(random.uniform(0.05, 0.4, 4)), random.uniform(0.2, 0.9))
+def random_graph(random: np.random.Generator) -> Skeleton:
+    """A weighted tree of three to eight joints, and with as good a chance a few cycles; one share for all steps."""
+    joints = int(random.integers(3, 9))
+    pairs = [(int(random.integers(j)), j) for j in range(1, joints)]
+    if random.random() < 0.5:
+        pairs += [(a, b) for b in range(joints) for a in range(b) if (a, b) not in pairs and random.random() < 0.3]
+    edges = tuple((a, b, families.positive(random, 0.1, 10)) for a, b in pairs)
+    return Skeleton(edges, joints, tuple(random.uniform(0.05, 0.4, 4)), random.uniform(0.2, 0.9))
+
+
+def random_schedule(random: np.random.Generator) -> Skeleton:
+    """The same with a share for each step."""
+    return random_graph(random)._replace(mixing=random.uniform(0, 0.95, 4))
 
 
 def schedule_of(case):
     """The library's schedule on the graph."""
-    return anisotropic.anisotropic(from_betas(jnp.array(case.betas)), case.adjacency(), case.mixing)
+    return anisotropic.anisotropic(from_betas(jnp.array(case.betas)), case.adjacency(), np.array(case.mixing))
 
 
 def numpy_sigma_n(case):
@@ -76,9 +89,10 @@ def numpy_sigma_n(case):
 
 def numpy_covariances(case):
     """Σ_t of each step, and Σ̄_t after it, by the recursion."""
-    noise = case.mixing * numpy_sigma_n(case) + (1 - case.mixing) * np.eye(case.joints)
-    steps = [beta * noise for beta in case.betas]
-    totals = [np.zeros_like(noise)]
+    sigma, shares = numpy_sigma_n(case), np.broadcast_to(case.mixing, len(case.betas))
+    white = np.eye(case.joints)
+    steps = [beta * (m * sigma + (1 - m) * white) for beta, m in zip(case.betas, shares, strict=True)]
+    totals = [np.zeros_like(sigma)]
     for beta, step in zip(case.betas, steps, strict=True):
         totals.append((1 - beta) * totals[-1] + step)
     return steps, totals[1:]
@@ -106,7 +120,7 @@ def anisotropic_sigma_n():
         slide="Isotropic vs. Anisotropic Diffusion",
         kind="identity",
         instance=TREE,
-        family=random_tree,
+        family=random_graph,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),
@@ -179,8 +193,8 @@ def anisotropic_forward_marginal():
         lecture="001",
         slide="Isotropic vs. Anisotropic Diffusion",
         kind="identity",
-        instance=TREE,
-        family=random_tree,
+        instance=TREE._replace(mixing=(0.2, 0.8, 0.5, 0.6)),
+        family=random_schedule,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),
@@ -229,8 +243,8 @@ def anisotropic_posterior():
         lecture="001",
         slide="Isotropic vs. Anisotropic Diffusion",
         kind="identity",
-        instance=TREE,
-        family=random_tree,
+        instance=TREE._replace(mixing=(0.2, 0.8, 0.5, 0.6)),
+        family=random_schedule,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-10),
@@ -266,7 +280,7 @@ def anisotropic_terminal():
         slide="Isotropic vs. Anisotropic Diffusion",
         kind="limit",
         instance=TREE,
-        family=random_tree,
+        family=random_graph,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-10),
@@ -277,19 +291,49 @@ def anisotropic_terminal():
 
 @entry(9)
 def motion_prediction_data():
+    """Past and future swapped is no answer to compare, but an error: `motion.conditional` refuses the shape."""
+
+    def spectrum(case, mixing):
+        """The widest variance of latents over the narrowest, of draws that have their law's covariance exactly."""
+        adjacency = TREE._replace(mixing=mixing).adjacency()
+        schedule = anisotropic.anisotropic(from_betas(jnp.array(TREE.betas)), adjacency, mixing)
+        draws = np.random.default_rng(case.seed).normal(size=(50, TREE.joints))
+        white = np.linalg.qr(draws - draws.mean(0))[0] * 50**0.5
+        scale = schedule.prior((TREE.joints, 1)).scale[:, 0]
+        latents = jax.vmap(schedule.to_joints)((jnp.array(white) * scale[None])[..., None])[..., 0]
+        values = autoencoders.pca(latents, 0).eigenvalues
+        return values[0] / values[-1]
+
     def lhs(case):
         futures, truth = map(jnp.array, case.draw())
-        best = motion.best_of(futures, truth)
-        return {"APD": motion.diversity(futures), "ADE": best.average, "FDE": best.final}
+        collapsed = jnp.broadcast_to(futures.mean(0)[None], futures.shape)
+        best, alike = motion.best_of(futures, truth), motion.best_of(collapsed, truth)
+        return {
+            "APD": motion.diversity(futures),
+            "ADE": best.average,
+            "FDE": best.final,
+            "APD, all futures alike": motion.diversity(collapsed),
+            "ADE, all futures alike": alike.average,
+            "gain of diversity in ADE, if any": jnp.maximum(alike.average - best.average, 0),
+            "spectrum of anisotropic latents": spectrum(case, case.mixing),
+            "spectrum of isotropic latents": spectrum(case, 0.0),
+        }
 
     def sides(case, of_all):
         futures, truth = case.draw()
         pairs = [np.sqrt(((a - b) ** 2).sum()) for i, a in enumerate(futures) for j, b in enumerate(futures) if i != j]
         distances = [[np.linalg.norm(frame - true) for frame, true in zip(f, truth, strict=True)] for f in futures]
+        best = of_all([np.mean(row) for row in distances])
+        alike = np.mean([np.linalg.norm(frame - true) for frame, true in zip(futures.mean(0), truth, strict=True)])
         return {
             "APD": np.mean(pairs),
-            "ADE": of_all([np.mean(row) for row in distances]),
+            "ADE": best,
             "FDE": of_all([row[-1] for row in distances]),
+            "APD, all futures alike": 0.0,
+            "ADE, all futures alike": alike,
+            "gain of diversity in ADE, if any": alike - best,
+            "spectrum of anisotropic latents": 1 / (1 - case.mixing),
+            "spectrum of isotropic latents": 1.0,
         }
 
     def rhs(case):
@@ -301,16 +345,18 @@ def motion_prediction_data():
     return Identity(
         title="Diversity and the best of K futures",
         statement=r"\mathrm{APD} = \frac{1}{K (K - 1)} \sum_{i \neq j} \|Y_i - Y_j\|, \qquad \mathrm{ADE} = "
-        r"\min_k \frac{1}{F} \sum_{f} \|Y_{k, f} - Y_f\|",
+        r"\min_k \frac{1}{F} \sum_{f} \|Y_{k, f} - Y_f\|, \qquad "
+        r"\frac{\lambda_{\max}}{\lambda_{\min}}\left(\gamma \Sigma_N + (1 - \gamma) I\right) = \frac{1}{1 - \gamma}",
         lecture="001",
         slide="3D Human Motion Prediction",
         kind="claim",
-        instance=Futures(count=6, frames=5, joints=4, spread=0.8, seed=1),
+        instance=Futures(count=8, frames=5, joints=5, spread=0.8, mixing=0.6, seed=1),
         family=lambda random: Futures(
-            random.integers(3, 8),
+            random.integers(3, 9),
             random.integers(2, 8),
-            random.integers(3, 8),
+            random.integers(5, 26),
             random.uniform(0.3, 1.5),
+            random.uniform(0.4, 0.9),
             random.integers(2**31),
         ),
         lhs=lhs,
@@ -318,5 +364,6 @@ def motion_prediction_data():
         test=Agreement(1e-11),
         control=Control("The mean over the futures, where the best belongs.", rhs=mean_of_futures),
         correction="“Up to time T” and “from time T” both include T: the past is 1 … T, the future T + 1 … T + F. "
-        "“Diverse yet realistic” is a picture; these are its two numbers, and a larger APD may come with a larger ADE.",
+        "“Diverse yet realistic” is a picture; these are its two numbers: futures that are all the mean have no APD "
+        "and the larger ADE.",
     )
