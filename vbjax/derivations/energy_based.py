@@ -480,6 +480,7 @@ def dbn_layerwise_bound():
 
 @entry(10)
 def directed_graphical_model():
+    """The counts come from one key and are judged at 1e-6, not at 1e-3, which one instance in a thousand would fail."""
     draws, level = 10_000, 1e-6
     names = ("Σ p(x)", "p(x)", "excess of ancestral counts' χ²")
 
