@@ -6,9 +6,9 @@ them, entries of `vbjax check` or tests, to notice. The tables (`objectives`, `l
 of what is proved; `trial` is the machine, `__main__` the command.
 """
 
-from tests.mutants import diffusion, estimators, evaluation, games, laws, learning, objectives
+from tests.mutants import attention, diffusion, energy, estimators, evaluation, games, laws, learning, objectives
 from tests.mutants.mutation import Mutation
 
-_TABLES = (objectives, laws, estimators, evaluation, learning, games, diffusion)
+_TABLES = (objectives, laws, estimators, evaluation, learning, energy, games, diffusion, attention)
 MUTATIONS: tuple[Mutation, ...] = tuple(mutation for table in _TABLES for mutation in table.MUTATIONS)
 """All of them, in the order of the tables."""

@@ -147,7 +147,16 @@ class Workplace:
     def _tests(self, names: Sequence[str], first: bool) -> Iterator[Complaint]:
         report = self.root / "report.xml"
         report.unlink(missing_ok=True)
-        options = ("-q", "-p", "no:cacheprovider", "--junitxml", str(report), *(["-x"] if first else []))
+        options = (
+            "-q",
+            "-m",
+            "not long",
+            "-p",
+            "no:cacheprovider",
+            "--junitxml",
+            str(report),
+            *(["-x"] if first else []),
+        )
         run = self._python(len(names), "pytest", *options, *(f"tests/{name}" for name in names))
         if run.status == 0:
             return
