@@ -86,7 +86,7 @@ def test_left_side_calls_the_library():
 
 
 def test_catalogue_is_complete_and_consistent():
-    assert len(identities()) == len(ENTRIES) == 112
+    assert len(identities()) == len(ENTRIES) == 119
     assert {identity.chapter for identity in ENTRIES.values()} == set(CHAPTERS)
     assert {identity.lecture for identity in ENTRIES.values()} <= set(LECTURES)
     assert all(identity.title and identity.slide and identity.control.claim for identity in ENTRIES.values())
