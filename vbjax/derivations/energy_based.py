@@ -5,7 +5,7 @@ Left sides ask `vbjax.energy`, right sides tables of all states and finite diffe
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +64,8 @@ def corners(units: int) -> np.ndarray:
     return np.array(list(itertools.product((0.0, 1.0), repeat=units)))
 
 
-def minus_energies(layers: Layers, low: float = 0.0) -> np.ndarray:
-    """-E(v, h) for all pairs of states, whose units are `low` or one."""
+def minus_energies(layers: tuple, low: float = 0.0) -> np.ndarray:
+    """-E(v, h) at parameters (b, c, W) for all pairs of states, whose units are `low` or one."""
     b, c, w = map(np.array, layers)
     v, h = (low + (1 - low) * corners(len(bias)) for bias in (b, c))
     return (v @ b)[:, None] + (h @ c)[None] + v @ w @ h.T
@@ -93,7 +93,7 @@ def random_layers(random: np.random.Generator, visible: int, hidden: int, scale:
 
 def random_observed(random: np.random.Generator, visible: int, hidden: int, scale: float) -> Observed:
     """A machine and one to twenty data, some of them equal."""
-    data = random.integers(0, 2, (int(random.integers(1, 21)), visible)).astype(float)
+    data: Any = random.integers(0, 2, (random.integers(1, 21), visible)).astype(float)
     return Observed(random_layers(random, visible, hidden, scale), data)
 
 
@@ -134,9 +134,7 @@ def rbm_joint_and_partition():
             hidden_bias=(0.2, -0.6, 0.5),
             weights=((1.2, -0.7, 0.3), (0.5, 0.9, -1.1), (-0.4, 0.6, 0.8), (1.5, -0.2, 0.1)),
         ),
-        family=lambda random: random_layers(
-            random, random.integers(1, 7), random.integers(1, 7), random.uniform(0, 50)
-        ),
+        family=lambda random: random_layers(random, *random.integers(1, 7, 2).tolist(), scale=random.uniform(0, 50)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),
@@ -176,7 +174,7 @@ def rbm_conditional_independence():
             hidden_bias=(0.2, -0.6, 0.5),
             weights=((1.2, -0.7, 0.3), (0.5, 0.9, -1.1), (-0.4, 0.6, 0.8), (1.5, -0.2, 0.1)),
         ),
-        family=lambda random: random_layers(random, random.integers(2, 5), random.integers(2, 5), random.uniform(0, 4)),
+        family=lambda random: random_layers(random, *random.integers(2, 5, 2).tolist(), scale=random.uniform(0, 4)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),
@@ -218,9 +216,7 @@ def rbm_free_energy():
             hidden_bias=(0.2, -0.6, 0.5),
             weights=((1.2, -0.7, 0.3), (0.5, 0.9, -1.1), (-0.4, 0.6, 0.8), (1.5, -0.2, 0.1)),
         ),
-        family=lambda random: random_layers(
-            random, random.integers(1, 7), random.integers(1, 7), random.uniform(0, 50)
-        ),
+        family=lambda random: random_layers(random, *random.integers(1, 7, 2).tolist(), scale=random.uniform(0, 50)),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),
@@ -234,7 +230,7 @@ def mean_log_likelihood(case: Observed, parameters: np.ndarray) -> float:
     b, c, w = case.layers
     sizes = np.cumsum([len(b), len(c)])
     b, c, w = np.split(parameters, sizes)
-    minus_energy = minus_energies(Layers(b, c, w.reshape(len(b), len(c))))
+    minus_energy = minus_energies((b, c, w.reshape(len(b), len(c))))
     return np.mean(special.logsumexp(minus_energy, axis=1)[rows(case.data)]) - special.logsumexp(minus_energy)
 
 
