@@ -107,6 +107,7 @@ def _truth_of_a_bound(name: str, samples: int, bound: Any):
     def objective(params):
         if power is not None:
             return log_mean(params, count, jnp.asarray(power)) / power
+
         # the self-normalised mean of log w under w^β is the slope of log mean w^β in β
         def slope(beta):
             return jax.jvp(lambda b: log_mean(params, count, b), (beta,), (jnp.ones_like(beta),))[1]
