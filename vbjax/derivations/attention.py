@@ -4,7 +4,7 @@ Left sides ask `vbjax.attention` and `vbjax.networks.transformer`, right sides l
 Start with `scaled_dot_product_attention`.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from scipy import special, stats
 
 from vbjax import attention
+from vbjax.derivations.families import normals
 from vbjax.derivations.identity import Agreement, Control, Identity, Statistical, entry, mean_estimate
 from vbjax.derivations.oracles import central_difference, normal_expectation
 from vbjax.derivations.shapes import random_params
@@ -62,24 +63,26 @@ class Sequence(NamedTuple):
 
 def random_lookup(random: np.random.Generator) -> Lookup:
     """Up to 32 queries and keys; two keys at least, or a softmax over queries could not be told apart."""
-    n, m, d, c = random.integers(1, 33), random.integers(2, 33), random.integers(1, 9), random.integers(1, 4)
-    mask = random.random((n, m)) < 0.8
+    n, m, d, c = random.integers((1, 2, 1, 1), (33, 33, 9, 4)).tolist()
+    mask: Any = random.random((n, m)) < 0.8
     mask[0] = True
-    return Lookup(random.normal(size=(n, d)), random.normal(size=(m, d)), random.normal(size=(m, c)), mask)
+    return Lookup(normals(random, n, d), normals(random, m, d), normals(random, m, c), mask)
 
 
 def random_index(random: np.random.Generator) -> Index:
     """Between two and ten keys, the best of which leads by a tenth."""
     count = int(random.integers(2, 11))
-    scores = random.normal(size=count)
+    scores = normals(random, count)
     scores[scores.argmax()] += 0.1
-    return Index(scores, random.permutation(count) + random.random(count) / 2, (0.0, 1.0, 3.0, 1e4))
+    values: Any = random.permutation(count) + random.random(count) / 2
+    return Index(scores, values, (0.0, 1.0, 3.0, 1e4))
 
 
 def random_sequence(random: np.random.Generator) -> Sequence:
     """Two to twelve tokens, one to four heads."""
     length, heads = int(random.integers(2, 13)), int(random.integers(1, 5))
-    return Sequence(length, heads * int(random.integers(2, 5)), heads, random.integers(length), random.integers(2**31))
+    changed, seed = random.integers((length, 2**31)).tolist()
+    return Sequence(length, heads * int(random.integers(2, 5)), heads, changed, seed)
 
 
 @entry(11)
@@ -268,7 +271,7 @@ def softmax_saturation():
         kind="limit",
         instance=Softmax(width=48, logits=(0.3, -0.6, 1.1, 0.2), factor=9.0),
         family=lambda random: Softmax(
-            int(np.exp(random.uniform(np.log(2), np.log(1025)))), random.normal(size=5), random.uniform(4, 12)
+            int(np.exp(random.uniform(np.log(2), np.log(1025)))), normals(random, 5), random.uniform(4, 12)
         ),
         lhs=lhs,
         rhs=rhs,

@@ -42,7 +42,8 @@ def random_levels(random: np.random.Generator) -> Levels:
     unit = 2 ** (levels - 1)
     fits = unit * int(random.integers(2, 4))
     heights = (fits, fits + 1, *random.integers(4, 40, 3))
-    return Levels(levels, random.integers(1, 6), heights, unit * int(random.integers(1, 4)), random.integers(2**31))
+    channels, widths, seed = random.integers((1, 1, 0), (6, 4, 2**31)).tolist()
+    return Levels(levels, channels, heights, unit * widths, seed)
 
 
 def random_params(random: np.random.Generator, network: Any, *shapes: tuple[int, ...]) -> Any:
