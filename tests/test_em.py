@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import holds_only_for, z_threshold
 from scipy import stats
+from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.mixture import GaussianMixture
@@ -13,7 +15,7 @@ from vbjax import bounds, em
 from vbjax.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
 from vbjax.em import gaussians
 from vbjax.em.fitting import batches
-from vbjax.em.kmeans import lloyd_step
+from vbjax.em.kmeans import lloyd_step, nearest, plus_plus
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -307,6 +309,31 @@ def test_lloyd_is_the_limit_of_equal_spheres_and_of_scikit_learn():
 
     assert np.abs(soft(1e-4) - hard.centres[:, 0]).max() < 1e-3
     np.testing.assert_allclose(soft(4.0), [-2.587, 1.624], atol=1e-3)  # far from the limit
+
+
+def test_the_nearest_centre_is_the_one_at_the_least_distance():
+    rng = np.random.default_rng(7)
+    centres, points = rng.normal(size=(6, 3)) * [1, 3, 0.5] + 20, rng.normal(size=(300, 3)) * 2 + 20
+    found = jax.vmap(nearest, (None, 0))(jnp.asarray(centres), jnp.asarray(points))
+    distances = cdist(points, centres)
+    np.testing.assert_array_equal(found, distances.argmin(1))
+    # the control: the spread of the centres decides for some points
+    assert (distances.argmin(1) != (points @ centres.T).argmax(1)).any()
+
+
+def test_k_means_plus_plus_draws_by_squared_distance():
+    count, points = 20_000, np.array([[0.0], [1.0], [3.0]])
+    draw = jax.jit(jax.vmap(lambda seed: plus_plus(jax.random.key(seed), jnp.asarray(points), 2)[:, 0]))
+    first, second = np.asarray(draw(jnp.arange(count))).T
+    seen = np.array([[((first == a) & (second == b)).sum() for b in points[:, 0]] for a in points[:, 0]])
+
+    def check(distances):
+        law = distances / distances.sum(1, keepdims=True) / 3
+        deviation = np.where(law > 0, np.sqrt(count * law * (1 - law)), 1e-9)
+        assert (np.abs(seen - count * law) <= z_threshold(9) * deviation).all()
+
+    distances = cdist(points, points)
+    holds_only_for(check, distances**2, distances)
 
 
 def test_lloyd_with_ties_empty_clusters_and_repeated_data():
