@@ -324,7 +324,8 @@ def test_the_nearest_centre_is_the_one_at_the_least_distance():
 def test_k_means_plus_plus_draws_by_squared_distance():
     count, points = 20_000, np.array([[0.0], [1.0], [3.0]])
     draw = jax.jit(jax.vmap(lambda seed: plus_plus(jax.random.key(seed), jnp.asarray(points), 2)[:, 0]))
-    first, second = np.asarray(draw(jnp.arange(count))).T
+    with jax.debug_key_reuse(False):  # which takes the keys of a scan for used once they are vmapped
+        first, second = np.asarray(draw(jnp.arange(count))).T
     seen = np.array([[((first == a) & (second == b)).sum() for b in points[:, 0]] for a in points[:, 0]])
 
     def check(distances):
