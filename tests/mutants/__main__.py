@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tests.mutants import MUTATIONS, trial
@@ -26,9 +27,9 @@ from vbjax.progress import Progress
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 if all are killed, 1 if not, 2 if nothing could be said."""
     options = _parser().parse_args(arguments)
-    chosen = [m for m in MUTATIONS if re.search(options.only, f"{m.file} {m.name}", re.IGNORECASE)]
+    chosen = [m for m in MUTATIONS if options.only.search(f"{m.file} {m.name}")]
     if not chosen:
-        print(f"no mutation's file and name match {options.only!r}; see --list", file=sys.stderr)
+        print(f"no mutation's file and name match {options.only.pattern!r}; see --list", file=sys.stderr)
         return 2
     if options.list:
         _show([Outcome(m, "", ", ".join(m.killers)) for m in chosen], options.json)
@@ -107,18 +108,34 @@ def _show(outcomes: Sequence[Outcome], as_json: bool) -> None:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     shown = Table("mutation", "file", "killed by", "s", box=None, header_style="bold")
-    shown.columns[3].justify = "right"
+    shown.columns[2].overflow, shown.columns[3].justify = "fold", "right"
     for outcome in outcomes:
-        fate = outcome.by if outcome.fate in ("killed", "") else f"[bold red]{outcome.fate}[/bold red] {outcome.by}"
+        by = escape(outcome.by)
+        fate = by if outcome.fate in ("killed", "") else f"[bold red]{outcome.fate}[/bold red] {by}"
         seconds = f"{outcome.seconds:.1f}" if outcome.fate else ""
-        shown.add_row(outcome.mutation.name, outcome.mutation.file, fate, seconds)
+        shown.add_row(escape(outcome.mutation.name), outcome.mutation.file, fate, seconds)
     Console().print(shown)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m tests.mutants", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=2, help="mutations at a time (default: 2)")
-    parser.add_argument("--only", default="", metavar="PATTERN", help="those whose file or name match it")
+    parser.add_argument("--jobs", type=_count, default=2, help="mutations at a time (default: 2)")
+    parser.add_argument(
+        "--only", type=_pattern, default="", metavar="PATTERN", help="those whose file or name match it"
+    )
     parser.add_argument("--list", action="store_true", help="print the table, plant nothing")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     return parser
