@@ -122,7 +122,7 @@ def terms(bound: DiffusionBound, schedule: Schedule, dimensions: int):
     right.plot(gamma[1:], total)
     right.plot(gamma[0], first, "o", label=f"L_0 = {first:.2g}")
     right.plot(gamma[-1], total[-1] + last, "s", label=f"with L_T = {last:.2g}: {total[-1] + last:.3f}")
-    right.set(xlabel="γ_t", ylabel="bits/dim", title="the bound, from L_0 up", ylim=(0, None))
+    right.set(xlabel="γ_t", ylabel="bits/dim", title="the bound, from L_0 up", ylim=(min(0, 1.1 * first), None))
     right.legend(frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
