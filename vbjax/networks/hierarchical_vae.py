@@ -28,9 +28,9 @@ class HierarchicalVAENetworks(NamedTuple):
     """The networks of two levels before they have parameters.
 
     body: image -> features. top: features -> q(z_top|x). bottom: what the image says of z_bottom, from the features,
-    and from z_top too unless `ladder`. generative: z_top -> p(z_bottom|z_top), at first N(0, I) whatever z_top: a model
-    that starts as a flat one fills z_bottom before z_top, where a random path lets z_top carry all and leaves z_bottom
-    its noise. decoder: z_bottom -> p(x|z); if it saw z_top too, training would leave z_bottom empty.
+    and from z_top too unless `ladder`. generative: z_top -> p(z_bottom|z_top), at first N(0, I) whatever z_top, so that
+    the model starts as a flat one; with a random start and no dropout in this path, z_top took nearly all of the KL.
+    decoder: z_bottom -> p(x|z); if it saw z_top too, training would leave z_bottom empty.
     pixel_scale: the body sees `x * pixel_scale - 1`, in [-1, 1].
     """
 
