@@ -13,6 +13,7 @@ from scipy import special
 from tests.oracles import z_threshold
 from vbjax.distributions import Bernoulli, Categorical, Normal, OneHotCategorical
 from vbjax.estimators import value_and_grad
+from vbjax.estimators.estimate import value_and_grad_at
 from vbjax.estimators.learning import sgd
 from vbjax.estimators.rebar import rebar, relax, tuned_rebar
 from vbjax.estimators.relaxed import relaxed_log_prob
@@ -58,6 +59,23 @@ def test_rebar_of_scale_zero_is_the_score_function_and_a_control_variate_can_bea
     assert abs(variance - (score - truth(0.45) ** 2)) < 1e-12
     assert abs(mean - truth(0.45)) < 1e-12
     assert moments(rebar(temperature=2.0), 0.0)[1] < 0.5 * moments(rebar(scale=0), 0.0)[1]
+
+
+def test_several_draws_are_averaged_in_the_value_and_in_the_gradient():
+    several, one = rebar(3), rebar(1)
+    q, f = Bernoulli(jnp.asarray([0.4, -0.5])), lambda b: (b[0] - 0.2) ** 2 + b[0] * b[1]
+    noise = several.noise(q).sample(jax.random.key(0))
+
+    def problem(logits):
+        return Bernoulli(logits), f
+
+    value, gradient = value_and_grad_at(noise, several, problem, q.logits, ())
+    single = [
+        value_and_grad_at(jax.tree.map(lambda x, k=k: x[k : k + 1], noise), one, problem, q.logits, ())
+        for k in range(3)
+    ]
+    np.testing.assert_allclose(value, np.mean([v for v, _ in single]), rtol=1e-13)
+    np.testing.assert_allclose(gradient, np.mean([g for _, g in single], 0), rtol=1e-12)
 
 
 def test_dropping_the_path_through_the_conditional_noise_is_biased(monkeypatch):

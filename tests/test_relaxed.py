@@ -113,6 +113,22 @@ def test_gumbel_softmax_is_the_gradient_of_the_relaxed_objective_and_biased_for_
     assert abs(moments.value - P) > 1e-2
 
 
+def test_one_hot_gumbel_softmax_adds_gumbel_noise_and_not_its_mirror_image():
+    logits, cost = np.array([0.4, -0.5, 1.1]), np.array([0.3, 2.0, -0.7])
+    estimator = gumbel_softmax(temperature=TEMPERATURE)
+    q = OneHotCategorical(logits)
+    # the noise is minus Gumbel, whose mean is Euler's constant
+    np.testing.assert_allclose(estimator.noise(q).mean(), -np.euler_gamma, rtol=1e-12)
+    gumbel = np.random.default_rng(0).gumbel(size=3)
+    value = estimator.surrogate((), -jnp.asarray(gumbel)[None], lambda b: jnp.asarray(cost) @ b, q)
+
+    def relaxed_cost(noise):
+        return cost @ special.softmax((special.log_softmax(logits) + noise) / TEMPERATURE)
+
+    np.testing.assert_allclose(value, relaxed_cost(gumbel), rtol=1e-12)
+    assert abs(value - relaxed_cost(-gumbel)) > 1e-2
+
+
 @pytest.mark.slow
 def test_gumbel_softmax_follows_its_iwae_bound():
     estimator = gumbel_softmax(2, temperature=TEMPERATURE, bound=bounds.iwae)
