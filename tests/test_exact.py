@@ -190,6 +190,18 @@ def test_two_rules_that_agree_by_accident_are_caught_by_the_odd_order():
     assert float(expectation(law, lambda z: 1.0 + jnp.exp(-z)).value) == pytest.approx(1.0, abs=1e-10)
 
 
+class Leaking(Normal):
+    """A law whose rules agree with each other, and all miss a tenth of the mass."""
+
+    def nodes(self, order):
+        return Nodes(jnp.zeros(2), jnp.full(2, 0.45), exact=False)
+
+
+def test_rules_that_agree_but_miss_mass_are_refused():
+    with pytest.raises(NotConverged):
+        expectation(object.__new__(Leaking), lambda z: 1.0 + z)
+
+
 def test_what_a_certificate_cannot_see_is_a_spike_between_all_points():
     """Documented, not mended: the spike holds a quarter of the expectation and no rule has a point on it."""
     width = 1e-6

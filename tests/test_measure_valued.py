@@ -199,6 +199,21 @@ def test_single_bit_has_no_variance_and_a_certain_one_no_gradient():
     assert float(flipped[0]) == pytest.approx(float(gradient[0]), rel=1e-12)
 
 
+def test_single_category_has_no_variance():
+    logits, cost = np.array([0.4, -0.5, 1.1]), np.array([0.3, 2.0, -0.7])
+    p = special.softmax(logits)
+
+    def problem(logits):
+        return Categorical(logits), lambda z: jnp.asarray(cost)[z]
+
+    def gradient(base):
+        return value_and_grad_at(base.reshape(1, 1), measure_valued(), problem, jnp.asarray(logits), ())[1]
+
+    # whatever category was drawn
+    found = jax.jit(jax.vmap(gradient))(jnp.arange(3, dtype=jnp.int32))
+    np.testing.assert_allclose(found, np.tile(p * (cost - p @ cost), (3, 1)), rtol=1e-12)
+
+
 def test_jumps_of_a_normal_vector_are_seen_where_the_path_sees_none():
     """f = 1[z₁ > 1, z₂ > -0.2] + 2·1[z₁ > 0]: float32, two coordinates, against normal distribution functions."""
 

@@ -275,6 +275,13 @@ def test_under_jit_and_vmap_in_float32():
             assert all(g.shape == (3,) and jnp.isfinite(g).all() and g.dtype == jnp.float32 for g in gradient)
 
 
+def test_equal_steps_of_the_uniform_noise_draw_each_category_in_its_share():
+    count, probs = 1000, np.array([0.2, 0.5, 0.0, 0.3], np.float32)
+    uniforms = jnp.asarray((np.arange(count) + 0.5) / count, jnp.float32)
+    drawn = jax.vmap(lambda u: draw(Categorical.from_probs(probs), u))(uniforms)
+    np.testing.assert_array_equal(np.bincount(drawn, minlength=4), [200, 500, 0, 300])
+
+
 def test_an_impossible_category_is_never_drawn():
     """In float32 the probabilities may add up to less than one, and the largest uniform lies above their sum."""
     logits = np.append(np.random.default_rng(0).normal(size=(200, 9)), np.full((200, 1), -np.inf), 1)

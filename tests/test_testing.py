@@ -63,6 +63,14 @@ def test_moments_do_not_depend_on_how_the_draws_are_cut():
     assert abs(verdicts[0].deviation) == pytest.approx(np.abs(draws.mean(0) - 1e4).max(), abs=1e-10)
 
 
+def test_half_width_is_that_of_all_draws_at_the_rate_that_the_directions_share():
+    draws = np.random.default_rng(0).normal(size=(20_000, 3)) + np.repeat([0.0, 0.04], 10_000)[:, None]
+    verdict = sequential_test(np.split(draws, 5), np.full(3, 0.02), delta=1e-9, last_look=20_000)
+    column = draws[:, int(verdict.direction.removeprefix("coordinate "))]
+    expected = half_width(20_000, column.std(), 1e-6 / 3, np.sqrt(4096 * 20_000))
+    assert verdict.half_width == pytest.approx(expected, rel=1e-9)
+
+
 def test_verdicts_reject_certify_and_stay_undecided():
     rejected = sequential_test(normal_draws(0, 0.2), [0.0], delta=0.05)
     assert (rejected.outcome, rejected.draws) == ("reject", 8192)  # the first look, and once more
