@@ -308,7 +308,7 @@ def latent_arithmetic():
     def share(hits):
         """A frequency, whose error is never taken for zero: where all hit, one miss in as many draws."""
         found = mean_estimate(hits)
-        return found._replace(standard_error=np.maximum(found.standard_error, 1 / len(hits)))
+        return found._replace(standard_error=jnp.maximum(found.standard_error, 1 / len(hits)))
 
     def lhs(key, case):
         return sides(key, case, lambda a, b, c: latent_space.arithmetic(a, b, c).value)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from vbjax.derivations import families
 from vbjax.diffusion.schedules import from_betas
 
 
@@ -91,7 +92,7 @@ def random_chain(random: np.random.Generator) -> Chain:
 def random_path(random: np.random.Generator) -> Path:
     """Any path of size one."""
     betas = random_betas(random)
-    return Path(betas, random.normal(size=len(betas) + 1))
+    return Path(betas, families.normals(random, len(betas) + 1))
 
 
 def random_pair(random: np.random.Generator) -> Pair:

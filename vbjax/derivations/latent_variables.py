@@ -57,8 +57,10 @@ def random_manifold(random: np.random.Generator) -> Manifold:
     """One or two codes, one to five coordinates more than codes."""
     d = int(random.integers(1, 3))
     observed = d + int(random.integers(1, 6))
-    weights = np.eye(observed, d) + 0.2 * random.normal(size=(observed, d))
-    return Manifold(weights, (1e-3, 1e-4), random.uniform(0.3, 0.8, d), random.uniform(0.3, 0.8))
+    weights = np.eye(observed, d) + 0.2 * families.normals(random, observed, d)
+    return Manifold(
+        tuple(map(tuple, weights)), (1e-3, 1e-4), families.positive(random, 0.3, 0.8, d), random.uniform(0.3, 0.8)
+    )
 
 
 @entry(1)

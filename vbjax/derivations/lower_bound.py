@@ -32,7 +32,7 @@ class Gaussians(NamedTuple):
 def random_gaussians(random: np.random.Generator) -> Gaussians:
     """One to eight dimensions."""
     d = int(random.integers(1, 9))
-    q, p = ((random.normal(size=d), families.covariance(random, d)) for _ in range(2))
+    q, p = ((families.normals(random, d), families.covariance(random, d)) for _ in range(2))
     return Gaussians(*q, *p)
 
 

@@ -27,6 +27,12 @@ class Residual(NamedTuple):
     noise_variance: float
 
 
+def random_residual(random: np.random.Generator) -> Residual:
+    """One to forty coordinates, and noise from far below the residual to far above it."""
+    d = int(random.integers(1, 41))
+    return Residual(families.normals(random, d), families.normals(random, d), families.positive(random, 1e-12, 1e3))
+
+
 class Curved(NamedTuple):
     """z ~ N(0, 1), x|z ~ N((z, c sin 2z), scale² I) for several curvatures c, and one x."""
 
@@ -76,9 +82,7 @@ def gaussian_observation_nll():
         slide="Generative Model",
         kind="identity",
         instance=Residual(x=(0.9, -0.2, 1.4), mean=(0.3, 0.4, 0.7), noise_variance=0.2),
-        family=lambda random: Residual(
-            *random.normal(size=(2, random.integers(1, 40))), families.positive(random, 1e-12, 1e3)
-        ),
+        family=random_residual,
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-8),

@@ -289,7 +289,7 @@ def ddpm_toy_training():
         eps = jax.random.normal(key_noise, (draws,))
         x_t = np.array(process.signal(gamma) * x_0 + process.noise(gamma) * eps)
         found = stats.linregress(x_t, np.array(eps))
-        return Estimate(np.array(found.slope), np.array(found.stderr), draws)
+        return Estimate(jnp.array(found.slope), jnp.array(found.stderr), draws)
 
     def lhs(key, case):
         gamma = jnp.append(levels(case.betas)[:0:-1], -80.0)

@@ -73,7 +73,7 @@ def random_graph(random: np.random.Generator) -> Skeleton:
 
 def random_schedule(random: np.random.Generator) -> Skeleton:
     """The same with a share for each step."""
-    return random_graph(random)._replace(mixing=random.uniform(0, 0.95, 4))
+    return random_graph(random)._replace(mixing=families.positive(random, 0.01, 0.95, 4))
 
 
 def schedule_of(case):

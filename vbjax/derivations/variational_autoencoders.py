@@ -163,7 +163,9 @@ def vae_diagonal_decoder():
         instance=DiagonalDecoder(
             x=(0.4, -1.1, 0.9, 0.0), mean=(0.1, -0.6, 1.5, 0.3), log_variance=(-1.2, 0.4, -0.3, 0.9)
         ),
-        family=lambda random: DiagonalDecoder(*random.normal(size=(2, 4)), random.uniform(-60, 60, 4)),
+        family=lambda random: DiagonalDecoder(
+            families.normals(random, 4), families.normals(random, 4), random.uniform(-60, 60, 4)
+        ),
         lhs=lhs,
         rhs=rhs,
         test=Agreement(1e-12),

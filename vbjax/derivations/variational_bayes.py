@@ -235,7 +235,7 @@ def reverse_kl_behaviour():
             curvature = normal_expectation(lambda z: (a / np.cosh(a * z)) ** 2 - 1, mean, scale)
             return slope, curvature + 1 / scale**2
 
-        mean, scale = optimize.fsolve(conditions, (a, 1.0), xtol=1e-12)
+        mean, scale = optimize.root(conditions, (a, 1.0), tol=1e-12).x
 
         def log_target(z):
             return np.logaddexp(stats.norm.logpdf(z, -a), stats.norm.logpdf(z, a)) - np.log(2)
