@@ -246,7 +246,7 @@ def vae_blurriness():
         return {"one mode": distance_to_mode(case, single(one)), "two modes": distance_to_mode(case, double(two))}
 
     def distance_to_mode(case, law):
-        x = jnp.linspace(-8, 8, 20_001) * case.distance
+        x = jnp.linspace(-8, 8, 80_001) * case.distance
         density = jnp.exp(jax.vmap(law.log_prob)(x))
         return jnp.sum(density * jnp.abs(jnp.abs(x) - case.distance)) * (x[1] - x[0])
 
