@@ -435,6 +435,40 @@ def test_bound_of_a_deep_belief_net_is_that_of_the_tables_and_below_its_likeliho
     assert np.all(sum(bound) < log_prob - 1e-3)
 
 
+def test_bound_sums_codes_in_blocks():
+    """2^13 codes are two blocks."""
+    rbm, v = random_rbm(2, 13, scale=0.5), jnp.array([1.0, 0.0])
+    second = random_rbm(13, 2, scale=0.5, seed=1)
+
+    def found():
+        net = DeepBeliefNet((rbm, second))
+        return net.log_prob(v), tuple(net.bound(v)), layerwise_bound(rbm, v, second.log_prob).total
+
+    likelihood, terms = belief_tables((rbm, second))
+
+    def check(expected):
+        agree(jax.jit(found)(), expected)
+
+    table, prior = Enumerated(rbm), Enumerated(second).visible
+    given = (table.joint / table.hidden)[2]
+    half = np.log(given[:4096] @ prior[:4096])
+    bound = tuple(term[2] for term in terms)
+    holds_only_for(check, (likelihood[2], bound, sum(bound)), (half, bound, sum(bound)))
+
+
+def test_largest_net_and_its_gradient_need_no_table_of_codes_times_data_times_pixels():
+    """20 codes, 64 pixels and 20 data: such a table holds 5.4 GB."""
+    rbm = RBM(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64,), (20,), (64, 20))))
+    data = jax.ShapeDtypeStruct((20, 64), jnp.float32)
+
+    def loss(rbm, data):
+        net = DeepBeliefNet((rbm, rbm.transposed))
+        return jax.vmap(lambda v: net.log_prob(v) + net.bound(v).total)(data).sum()
+
+    memory = jax.jit(jax.grad(loss)).lower(rbm, data).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 1e9
+
+
 def test_aggregated_posterior_raises_the_mean_bound_and_no_other_law_of_the_codes_raises_it_more():
     rbm = random_rbm(4, 3, scale=2)
     data = jnp.asarray((np.random.default_rng(0).random((20, 4)) < [0.9, 0.2, 0.6, 0.5]).astype(float))
@@ -652,6 +686,11 @@ REFUSALS = {
         "steps",
     ),
     "no expected step": (lambda: expected_contrastive_divergence(wide(2, 2), jnp.zeros(2), steps=0), "steps must be"),
+    "no step of a chain": (lambda: gibbs_chain(jax.random.key(0), wide(2, 2), jnp.zeros(2), steps=-1), "got -1"),
+    "no step of the top pair": (
+        lambda: DeepBeliefNet((wide(2, 3), wide(3, 2))).sample(jax.random.key(0), jnp.zeros(2), steps=0),
+        "steps must be at least 1, got 0",
+    ),
     "no temperature": (lambda: tempered(random_machine(2), 0.0), "temperature .* got 0; hopfield_sweep"),
     "layers that do not fit": (
         lambda: DeepBeliefNet((wide(2, 3), wide(2, 3))).log_prob(jnp.zeros(2)),

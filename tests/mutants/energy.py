@@ -79,8 +79,8 @@ MUTATIONS = (
     ),
     rbm(
         "persistent chain that starts again at the datum",
-        "particle = _after(key, rbm, particle, steps)",
-        "particle = _after(key, rbm, v, steps)",
+        "particle = gibbs_chain(key, rbm, particle, steps=steps)",
+        "particle = gibbs_chain(key, rbm, v, steps=steps)",
         SAMPLED,
     ),
     rbm(
@@ -143,8 +143,8 @@ MUTATIONS = (
     ),
     deep_belief(
         "a deep net's bound takes the codes' likelihood for their bound",
-        "lambda h: _bound(tuple(rest), h).total",
-        "lambda h: _log_prob(tuple(rest), h)",
+        "lambda h: _bound(tuple(rest), log_z, h).total",
+        "lambda h: _log_weight(tuple(rest), h) - log_z",
         "test_energy.py::test_bound_of_a_deep_belief_net_is_that_of_the_tables_and_below_its_likelihood",
     ),
     deep_belief(

@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from vbjax.distributions import Bernoulli, Mixture
 from vbjax.distributions.discrete import expected_log
 from vbjax.energy.rbm import RBM, Hidden, Visible, gibbs_chain
-from vbjax.energy.states import MAX_UNITS, check_units, states
+from vbjax.energy.states import MAX_UNITS, at_states, check_units, log_sum_exp
 from vbjax.types import PRNGKey, Scalar
 
 
@@ -43,12 +42,13 @@ def layerwise_bound(rbm: RBM, v: Visible, log_prior: Callable[[Hidden], Scalar])
     ValueError for more than `MAX_UNITS` hidden units. Source: Hinton, Osindero and Teh (2006), section 4.
     """
     q = rbm.given_visible(v)
-    every = _states(rbm)
-    weights = jnp.exp(jax.vmap(q.log_prob)(every))
-    log_likelihood = jax.vmap(lambda h: rbm.given_hidden(h).log_prob(v))(every)
-    return LayerwiseBound(
-        expected_log(weights, log_likelihood), expected_log(weights, jax.vmap(log_prior)(every)), q.entropy()
-    )
+
+    def logarithms(h):
+        return q.log_prob(h), rbm.given_hidden(h).log_prob(v), log_prior(h)
+
+    log_q, log_likelihood, log_p = at_states(logarithms, _codes(rbm), rbm.weights.dtype)
+    weights = jnp.exp(log_q)
+    return LayerwiseBound(expected_log(weights, log_likelihood), expected_log(weights, log_p), q.entropy())
 
 
 def aggregated_posterior(rbm: RBM, data: Float[Array, "data visible"]) -> Mixture:
@@ -70,7 +70,7 @@ class DeepBeliefNet(NamedTuple):
     def log_prob(self, v: Visible) -> Scalar:
         """log p(v), in nats, by summing over the codes of every layer; raises ValueError as `bound` does."""
         self._check()
-        return _log_prob(self.machines, v)
+        return _log_weight(self.machines, v) - self.machines[-1].log_partition()
 
     def bound(self, v: Visible) -> LayerwiseBound:
         """The bound of one datum, whose prior is that of the codes' own bounds, up to the top pair's log p(h).
@@ -79,12 +79,12 @@ class DeepBeliefNet(NamedTuple):
         top pair have more than `MAX_UNITS` units in all.
         """
         self._check()
-        return _bound(self.machines, v)
+        return _bound(self.machines, self.machines[-1].log_partition(), v)
 
     def sample(self, key: PRNGKey, top: Float[Array, " code"], *, steps: int) -> Visible:
         """A draw of v: that many Gibbs steps of the top pair from the code `top`, and a pass down; exact in the limit.
 
-        Raises ValueError for machines that do not fit each other.
+        Raises ValueError for machines that do not fit each other, and below one step.
         """
         _check_fit(self.machines)
         key_top, *keys = jax.random.split(key, len(self.machines))
@@ -99,24 +99,28 @@ class DeepBeliefNet(NamedTuple):
         check_units("a deep belief net", codes, MAX_UNITS, "average the terms over codes drawn from given_visible")
 
 
-def _bound(machines: tuple[RBM, ...], v: Visible) -> LayerwiseBound:
+def _bound(machines: tuple[RBM, ...], log_z: Scalar, v: Visible) -> LayerwiseBound:
+    """log_z: of the top pair, computed once for all codes."""
     first, *rest = machines
     if len(rest) == 1:
-        return layerwise_bound(first, v, rest[0].log_prob)
-    return layerwise_bound(first, v, lambda h: _bound(tuple(rest), h).total)
+        return layerwise_bound(first, v, lambda h: -rest[0].free_energy(h) - log_z)
+    return layerwise_bound(first, v, lambda h: _bound(tuple(rest), log_z, h).total)
 
 
-def _log_prob(machines: tuple[RBM, ...], v: Visible) -> Scalar:
+def _log_weight(machines: tuple[RBM, ...], v: Visible) -> Scalar:
+    """log p(v), without the top pair's log Z."""
     first, *rest = machines
     if not rest:
-        return first.log_prob(v)
-    return logsumexp(jax.vmap(lambda h: first.given_hidden(h).log_prob(v) + _log_prob(tuple(rest), h))(_states(first)))
+        return -first.free_energy(v)
+    return log_sum_exp(
+        lambda h: first.given_hidden(h).log_prob(v) + _log_weight(tuple(rest), h), _codes(first), first.weights.dtype
+    )
 
 
-def _states(rbm: RBM) -> Float[Array, "states hidden"]:
+def _codes(rbm: RBM) -> int:
     hidden = rbm.weights.shape[1]
     check_units("a layer's bound", hidden, MAX_UNITS, "average its terms over draws of given_visible")
-    return states(hidden, rbm.weights.dtype)
+    return hidden
 
 
 def _check_fit(machines: tuple[RBM, ...]) -> None:

@@ -118,7 +118,8 @@ def gibbs_step(key: PRNGKey, rbm: RBM, v: Visible) -> Visible:
 
 
 def gibbs_chain(key: PRNGKey, rbm: RBM, v: Visible, *, steps: int) -> Visible:
-    """The state after that many Gibbs steps from v."""
+    """The state after that many Gibbs steps from v; raises ValueError below one step."""
+    _check_steps(steps)
     return jax.lax.fori_loop(0, steps, lambda t, v: gibbs_step(jax.random.fold_in(key, t), rbm, v), v)
 
 
@@ -146,7 +147,7 @@ def contrastive_divergence(key: PRNGKey, rbm: RBM, v: Visible, *, steps: int = 1
     A biased estimate of ∇ log p(v), and of no function's gradient (Sutskever and Tieleman 2010); the bias falls with
     the kernel's second eigenvalue to the power k. Raises ValueError below one step. Source: Hinton (2002).
     """
-    return _phases(rbm, v, _after(key, rbm, v, steps))
+    return _phases(rbm, v, gibbs_chain(key, rbm, v, steps=steps))
 
 
 def persistent_contrastive_divergence(
@@ -157,7 +158,7 @@ def persistent_contrastive_divergence(
     While the model moves slowly against the chain, the particle follows p(v) and the bias vanishes. Raises ValueError
     below one step. Source: Tieleman (2008).
     """
-    particle = _after(key, rbm, particle, steps)
+    particle = gibbs_chain(key, rbm, particle, steps=steps)
     return _phases(rbm, v, particle), particle
 
 
@@ -178,14 +179,9 @@ def _phases(rbm: RBM, v: Visible, fantasy: Visible) -> Phases:
     return Phases(rbm.statistics(v), rbm.statistics(fantasy))
 
 
-def _after(key: PRNGKey, rbm: RBM, v: Visible, steps: int) -> Visible:
-    _check_steps(steps)
-    return gibbs_chain(key, rbm, v, steps=steps)
-
-
 def _check_steps(steps: int) -> None:
     if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}: without one the two phases cancel")
+        raise ValueError(f"steps must be at least 1, got {steps}: without one a chain is where it began")
 
 
 def _table(given, rows: Array, columns: Array) -> Array:

@@ -30,12 +30,17 @@ def position(x: Float[Array, " units"]) -> Array:
     return x.astype(int) @ 2 ** jnp.arange(x.shape[0])[::-1]
 
 
-def log_sum_exp(f: Callable[[Float[Array, " units"]], Scalar], units: int, dtype: Any) -> Scalar:
-    """log Σ exp f(x) over all states x, a block of them at a time: memory does not grow with what f computes."""
+def at_states(f: Callable[[Float[Array, " units"]], Any], units: int, dtype: Any) -> Any:
+    """f(x) at all states x, in the order of `states`, a block at a time: memory does not grow with what f computes."""
     count = 2**units
     # a gradient recomputes f, where it would else keep what every state left behind
     one = jax.checkpoint(lambda index: f(_digits(index[None], units, dtype)))
-    return logsumexp(jax.lax.map(one, jnp.arange(count), batch_size=min(count, _BLOCK)))
+    return jax.lax.map(one, jnp.arange(count), batch_size=min(count, _BLOCK))
+
+
+def log_sum_exp(f: Callable[[Float[Array, " units"]], Scalar], units: int, dtype: Any) -> Scalar:
+    """log Σ exp f(x) over all states x, in nats."""
+    return logsumexp(at_states(f, units, dtype))
 
 
 def check_units(name: str, units: int, limit: int, way_out: str) -> None:
