@@ -38,3 +38,26 @@ def test_unknown_names_are_refused_before_any_work(command, capsys, monkeypatch)
     monkeypatch.setitem(published.CASES, "coin-arm", work)
     assert status(*command, "coin-amr") == cli.BAD_INPUT
     assert "coin-amr" in capsys.readouterr().err
+
+
+def test_a_document_of_an_interrupted_run_says_that_it_is_incomplete(tmp_path, capsys, monkeypatch):
+    cells = [conformance.Cell("arm", 1, law, "smooth", "q", "unbiased", "exact") for law in ("Normal", "Bernoulli")]
+
+    def judged(*arguments, **options):
+        yield from cells
+        if stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(conformance, "conformance", judged)
+    document = tmp_path / "conformance.md"
+    asked = ("conformance", "--laws", "Normal", "Bernoulli", "--no-tests", "--seed", "3", "--markdown", str(document))
+    for stop in (True, False):
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                cli.main([*asked, "--json"])
+        else:
+            assert status(*asked, "--json") == 0
+        text = document.read_text()
+        assert "`vbjax conformance --laws 'Normal' 'Bernoulli' --no-tests --seed 3 --markdown FILE`" in text
+        assert ("**Incomplete**: 1 of 2 laws are done, still missing: Bernoulli." in text) == stop
+        assert ("| Bernoulli" in text.replace("still missing: Bernoulli", "")) == (not stop)

@@ -25,12 +25,14 @@ def run_conformance(
     if markdown is not None:
         runs.writable_folder(markdown.parent)
     chosen, places = list(methods or METHODS), list(laws or (family.name for family in families.families()))
-    names = "".join(f" --{option} {' '.join(map(repr, given))}" for option, given in
-                    (("methods", methods), ("laws", laws)) if given)  # fmt: skip
+    command = "vbjax conformance" + "".join(f" --{option} {' '.join(map(repr, given))}" for option, given in
+                                            (("methods", methods), ("laws", laws)) if given)  # fmt: skip
+    command += (" --no-tests" if not tests else "") + (f" --seed {seed}" if seed else "") + " --markdown FILE"
 
     def keep(complete: list[conformance.Cell]) -> None:
         if markdown is not None:
-            runs.write_atomically(markdown, conformance_markdown(complete, f"vbjax conformance{names} --markdown FILE"))
+            missing = [law for law in places if law not in {cell.family for cell in complete}]
+            runs.write_atomically(markdown, conformance_markdown(complete, command, missing))
 
     cells: list[conformance.Cell] = []
     try:

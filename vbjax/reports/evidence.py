@@ -39,10 +39,16 @@ def conformance_section(cells: Sequence[Cell], *, title: str = "Conformance of t
     )
 
 
-def conformance_markdown(cells: Sequence[Cell], command: str) -> str:
-    """The same for a repository's documentation, a few laws at a time; estimators that refuse them all left out."""
+def conformance_markdown(cells: Sequence[Cell], command: str, missing: Sequence[str] = ()) -> str:
+    """The same for a repository's documentation, a few laws at a time; estimators that refuse them all left out.
+
+    missing: laws that the command has not come to; with any, the document says that it is incomplete.
+    """
     laws, rows = conformance.rows(cells)
     lines = ["# Conformance of the gradient estimators", "", f"Written by `{command}`."]
+    if missing:
+        of_all = f"{len(laws)} of {len(laws) + len(missing)} laws are done"
+        lines += ["", f"**Incomplete**: {of_all}, still missing: {', '.join(missing)}."]
     lines += ["", f"{_count(cells)} {LEGEND}"]
     for start in range(0, len(laws), _LAWS_ABREAST):
         some = slice(start, start + _LAWS_ABREAST)
