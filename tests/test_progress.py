@@ -40,6 +40,14 @@ def test_a_log_gets_the_first_line_one_now_and_then_and_the_last(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(("pace", "said"), [(0.0312, "0.031"), (3.25, "3.2"), (12.6, "13")])
+def test_a_slow_pace_is_not_rounded_to_nothing(pace, said):
+    stream = io.StringIO()
+    with Progress(10, stream=stream, unit="mutations") as progress:
+        progress.update({"step": 1, "mutations_per_second": pace, "seconds_left": 7})
+    assert f" {said} mutations/s  7 s left" in stream.getvalue()
+
+
 def test_a_terminal_gets_a_live_bar(capsys, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     text = shown(Terminal())

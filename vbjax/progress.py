@@ -51,7 +51,9 @@ class Progress:
         if self.quiet:
             return
         terms = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if not _is_pace(name))
-        speed = f"{row[f'{self.unit}_per_second']:,.0f} {self.unit}/s  {duration(row['seconds_left'])} left"
+        pace = row[f"{self.unit}_per_second"]
+        rounded = f"{pace:,.0f}" if pace >= 10 else f"{pace:.2g}"
+        speed = f"{rounded} {self.unit}/s  {duration(row['seconds_left'])} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=row["step"], description=f"{terms}  {speed}")
             self._bar.refresh()
