@@ -1,14 +1,17 @@
 """The table of planted faults fits the code, and what plants and judges them tells a proof from an accident."""
 
 import functools
+import json
+import os
 import re
 
 import pytest
 
 from tests.mutants import MUTATIONS
-from tests.mutants.__main__ import workers
+from tests.mutants.__main__ import main, workers
 from tests.mutants.mutation import Mutation, within
 from tests.mutants.trial import ROOT, Complaint, fault_of, is_test, judged, try_out
+from vbjax.derivations import identities
 
 
 @functools.cache
@@ -25,8 +28,7 @@ def test_every_mutation_applies_exactly_once_and_parses():
 
 
 def test_every_killer_exists():
-    declared = (functions(path) for path in (ROOT / "vbjax" / "derivations").glob("*.py"))
-    entries = {name.replace("_", "-") for names in declared for name in names}
+    entries = {identity.id for identity in identities()}
     missing = []
     for killer in {killer for mutation in MUTATIONS for killer in mutation.killers}:
         file, _, test = killer.partition("::")
@@ -63,6 +65,12 @@ def test_only_a_proof_or_the_expected_exception_kills():
     assert judged(loud, crash._replace(detail="ImportError: NotConverged")).fate == "broke"
 
 
+def test_every_killer_can_be_asked_alone(capsys):
+    assert main(["--list", "--json", "--every-killer"]) == 0
+    asked = [(row["file"], row["mutation"], row["by"]) for row in json.loads(capsys.readouterr().out)]
+    assert asked == [(m.file, m.name, killer) for m in MUTATIONS for killer in m.killers]
+
+
 @pytest.mark.slow
 def test_a_slip_is_killed_a_rewriting_survives_and_a_broken_program_is_neither():
     bounds, old = within("bounds.py"), "return self.reconstruction - self.kl"
@@ -77,9 +85,10 @@ def test_a_slip_is_killed_a_rewriting_survives_and_a_broken_program_is_neither()
         ]
     ]
     planted += [bounds("import", "import itertools\n", "import iterfools\n", by_tests)]
-    before = text(ROOT / "vbjax" / "bounds.py")
+    before, environment = text(ROOT / "vbjax" / "bounds.py"), dict(os.environ)
     with workers(1) as pool:
         outcomes = list(pool.map(try_out, planted))
+    assert os.environ == environment
     assert [outcome.fate for outcome in outcomes] == ["killed", "survived", "broke"] * 2 + ["broke"]
     assert [outcome.by for outcome in outcomes[::3]] == ["elbo-reconstruction-minus-kl", by_tests, by_tests]
     assert (ROOT / "vbjax" / "bounds.py").read_text() == before

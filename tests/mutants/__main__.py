@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from unittest import mock
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 if all are killed, 1 if not, 2 if nothing could be said."""
     options = _parser().parse_args(arguments)
     chosen = [m for m in MUTATIONS if options.only.search(f"{m.file} {m.name}")]
+    if options.every_killer:
+        chosen = [m._replace(killers=(killer,)) for m in chosen for killer in m.killers]
     if not chosen:
         print(f"no mutation's file and name match {options.only.pattern!r}; see --list", file=sys.stderr)
         return 2
@@ -52,22 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _show(outcomes, options.json)
     alive = [outcome for outcome in outcomes if outcome.fate != "killed"]
     for outcome in alive:
-        print(f"{outcome.fate}: {outcome.mutation.name} ({outcome.mutation.file}) {outcome.detail}", file=sys.stderr)
+        name = f"{outcome.mutation.name} ({outcome.mutation.file}; {', '.join(outcome.mutation.killers)})"
+        print(f"{outcome.fate}: {name} {outcome.detail}", file=sys.stderr)
     seconds = time.monotonic() - begin
-    print(f"{len(outcomes) - len(alive)} of {len(outcomes)} mutations killed, {seconds:.0f} s", file=sys.stderr)
+    counted = "pairs of a mutation and a killer" if options.every_killer else "mutations"
+    print(f"{len(outcomes) - len(alive)} of {len(outcomes)} {counted} killed, {seconds:.0f} s", file=sys.stderr)
     return 1 if alive else 0
 
 
 @contextlib.contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that have a workplace each."""
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     # what a mutation does not touch was compiled by the tests before
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}  # fmt: skip
+    settings = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_COMPILATION_CACHE_DIR": f"{ROOT}/.jax_cache",
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}  # fmt: skip
     context = multiprocessing.get_context("spawn")
     folders = context.SimpleQueue()
-    with tempfile.TemporaryDirectory(prefix="mutants-") as root:
+    with mock.patch.dict(os.environ, settings), tempfile.TemporaryDirectory(prefix="mutants-") as root:
         for job in range(jobs):
             (Path(root) / str(job)).mkdir()
             folders.put(Path(root) / str(job))
@@ -135,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=_count, default=2, help="mutations at a time (default: 2)")
     parser.add_argument(
         "--only", type=_pattern, default="", metavar="PATTERN", help="those whose file or name match it"
+    )
+    parser.add_argument(
+        "--every-killer", action="store_true", help="ask each killer alone, and fail if one does not notice"
     )
     parser.add_argument("--list", action="store_true", help="print the table, plant nothing")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")

@@ -8,7 +8,8 @@ class Mutation(NamedTuple):
     """One fault.
 
     file: below `vbjax/`. name: the slip in words. old, new: `old`, which occurs once in the file, becomes `new`.
-    killers: who should notice, the quickest first: ids of `vbjax check`, or tests as `test_bounds.py::test_name`.
+    killers: who should notice: ids of `vbjax check`, which are asked first and together, or tests as
+    `test_bounds.py::test_name`, which are asked until one notices.
     raises: the exception by which a killer may notice it; any other one says that the fault broke the program, and not
     that a proof saw it.
     """

@@ -1,7 +1,8 @@
 """Plant one mutation in a copy of the package, run its killers there, and say which of them noticed.
 
-The checkout is never touched. A killer is a process of its own, the command that a person would type; it counts as
-having noticed when an identity fails, a control passes or an assertion does not hold. Start at `Workplace`.
+The checkout is never touched. The killers of a mutation are asked by the commands that a person would type, one process
+for its entries and one for its tests; one has noticed when an identity fails, a control passes or an assertion does not
+hold. Start at `Workplace`.
 """
 
 import ast
@@ -99,7 +100,7 @@ class Workplace:
         shutil.copy2(ROOT / "pyproject.toml", root)
 
     def try_out(self, mutation: Mutation) -> Outcome:
-        """Plant the mutation, ask its killers, and take it out again."""
+        """Plant the mutation, ask its killers until one notices, and take it out again."""
         path = self.root / "vbjax" / mutation.file
         source, stamp = path.read_text(), path.stat()
         if fault := fault_of(mutation, source):
