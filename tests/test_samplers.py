@@ -237,7 +237,7 @@ def test_the_path_ends_where_the_sampler_does_and_starts_at_its_noise():
 
 @pytest.mark.parametrize("steps", [1, 10])
 def test_generated_data_have_the_models_law(steps):
-    """The last draw is the decoder's: with the exact p(x_0|x_1) the chain of exact kernels is the ledger's."""
+    """The last draw is the decoder's: with the exact p(x_0|x_1) the chain has the law of its affine steps."""
     noised = Schedule(schedule().gamma[-steps:])
 
     def decode(x_1, gamma):
