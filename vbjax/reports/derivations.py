@@ -280,14 +280,37 @@ def card(verdict: Verdict, *, picture: Html | None = None) -> Html:
     )
 
 
-def sides_table(verdict: Verdict) -> Html:
-    """Each quantity as the library has it, as the oracle has it, and as the control would have it."""
+_MOST_NUMBERS = 16
+"""Of an entry, which are all shown at once."""
+
+
+def sides_table(verdict: Verdict) -> Html | list[Html]:
+    """Each quantity as the library has it, as the oracle has it, and as the control would have it.
+
+    Of many numbers, one for each quantity, where the control is farthest out, and all of them folded away.
+    """
+    names = verdict.lhs.names
+    if len(names) <= _MOST_NUMBERS:
+        return _sides_table(verdict, range(len(names)))
+    wrong = verdict.lhs if verdict.identity.control.rhs else verdict.rhs
+    with np.errstate(invalid="ignore"):
+        out = np.nan_to_num(np.abs(verdict.control.values - wrong.values))
+    farthest: dict[str, int] = {}
+    for i, name in enumerate(names):
+        best = farthest.setdefault(name.split(" [")[0], i)
+        farthest[name.split(" [")[0]] = i if out[i] > out[best] else best
+    return [
+        _sides_table(verdict, list(farthest.values())),
+        details(f"All {len(names)} numbers", _sides_table(verdict, range(len(names)))),
+    ]
+
+
+def _sides_table(verdict: Verdict, indices: Sequence[int]) -> Html:
     relation = verdict.identity.test.relation
     replaced = "library" if verdict.identity.control.lhs else "oracle"
     sides = (verdict.lhs, verdict.rhs, verdict.control)
     rows = [
-        (name, *(_value(side.values[i], side.standard_error[i]) for side in sides))
-        for i, name in enumerate(verdict.lhs.names)
+        (verdict.lhs.names[i], *(_value(side.values[i], side.standard_error[i]) for side in sides)) for i in indices
     ]
     header = ("quantity", "library", f"{relation} oracle", f"control, for the {replaced}")
     return table(header, rows, align="lrrr")
