@@ -84,7 +84,8 @@ def gan_gda_rotation():
         rhs=rhs,
         test=Agreement(1e-11),
         control=Control("The steps circle like the flow that they approximate.", rhs=gradient_flow),
-        correction="“Equilibrium is saddle point” does not say that it is reached: the usual algorithm leaves it.",
+        correction="“Equilibrium is saddle point” does not say that it is reached: simultaneous steps leave it and "
+        "alternating ones circle it.",
     )
 
 
