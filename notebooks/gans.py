@@ -7,7 +7,8 @@
 #
 # - the best discriminator is a ratio of densities, and the value of the game against it a divergence;
 # - why the loss that everybody uses is not the one of the minimax game;
-# - the usual algorithm walks away from the equilibrium, and two ways to stop it, with their exact rates;
+# - simultaneous steps walk away from the equilibrium, alternating ones circle it, and two ways reach it, with their
+#   exact rates;
 # - a GAN on eight modes in the plane, trained in seconds, next to what the law itself would score.
 
 # %%
@@ -70,7 +71,7 @@ assert abs(slopes[0]) > 0.49, "the non-saturating generator keeps its slope wher
 #
 # The equilibrium is a saddle of a value that one player lowers and the other raises. The smallest such game is $x y$.
 # Gradient flow circles the saddle for ever; simultaneous steps of size $\eta$ multiply the distance by
-# $\sqrt{1 + \eta^2}$, however small $\eta$ is.
+# $\sqrt{1 + \eta^2}$, however small $\eta$ is. Steps in turns, the usual algorithm, circle it like the flow.
 
 # %%
 for name in ("gan-zero-sum-saddle", "gan-gda-rotation"):
@@ -147,7 +148,8 @@ for label, weight in (("R1", 0.02), ("no penalty", 0.0)):
 # %% [markdown]
 # The law itself, by as many fresh draws, is what a perfect generator would score. Unevenness is the divergence of the
 # histogram over modes from the even one; the kernel distance is an unbiased estimate of a squared distance, so it may
-# fall below zero. This is one seed: others differ in how many modes go missing without the penalty.
+# fall below zero. Nothing is claimed of the trained two: this is one seed, others differ in how many modes go missing
+# without the penalty, and so may another machine's rounding.
 
 # %%
 real = ring(key_real, 2000)
@@ -156,22 +158,18 @@ drawn = {"the law itself": ring(jax.random.key(9), 2000)}
 drawn |= {label: jax.jit(jax.vmap(networks.generate(state.averaged)))(z) for label, state in states.items()}
 exact_share = sample_quality.high_quality_share(2, deviations=3)
 print(f"exactly, of the law: modes 8, unevenness 0, near one {exact_share:.4f}, kernel distance 0")
-shares, coverage = {}, {}
 for label, points in drawn.items():
     assigned, distance = jax.vmap(sample_quality.nearest_mode, (0, None))(points, modes)
-    coverage[label] = sample_quality.mode_coverage(assigned, distance < 0.15, modes=8)
-    shares[label] = evaluation.over_examples((distance < 0.15).astype(float))
+    coverage = sample_quality.mode_coverage(assigned, distance < 0.15, modes=8)
+    near = evaluation.over_examples((distance < 0.15).astype(float))
     kernel = sample_quality.kernel_distance(real, points)
-    share, apart = (uncertain(found.value, found.standard_error) for found in (shares[label], kernel))
-    print(f"{label:15s} modes {coverage[label].covered}, unevenness {coverage[label].kl:.4f} nats, ", end="")
+    share, apart = (uncertain(found.value, found.standard_error) for found in (near, kernel))
+    print(f"{label:15s} modes {coverage.covered}, unevenness {coverage.kl:.4f} nats, ", end="")
     print(f"near one {share}, kernel distance {apart}")
-
-# %%
-of_law = shares["the law itself"]
-assert abs(of_law.value - exact_share) < 5 * of_law.standard_error
-assert coverage["the law itself"].covered == coverage["R1"].covered == 8
-assert coverage["no penalty"].kl > 3 * coverage["R1"].kl
-assert shares["R1"].value < of_law.value - 5 * of_law.standard_error, "a continuous map cannot separate the modes"
+    if label == "the law itself":
+        assert coverage.covered == 8
+        assert abs(near.value - exact_share) < 5 * near.standard_error
+        assert abs(kernel.value) < 5 * kernel.standard_error
 
 # %% [markdown]
 # Points over the discriminator's output, whose zero line runs where it cannot decide. The threads between modes are
