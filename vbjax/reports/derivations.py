@@ -98,7 +98,7 @@ def _overview(verdicts: Sequence[Verdict]) -> list[Html]:
             (f"{holding} / {len(verdicts)}", "statements hold"),
             (f"{rejected} / {len(verdicts)}", "controls are rejected"),
             (sum(v.identity.correction is not None for v in verdicts), "notes on what a slide says"),
-            (f"{sum(v.seconds for v in verdicts):.0f} s", "for all of them"),
+            (f"{sum(v.seconds for v in verdicts):.0f} s", "in the checks, two at a time"),
         ]
     )
     return [introduction, tiles, error_figure(verdicts)]
