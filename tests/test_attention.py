@@ -80,6 +80,24 @@ def test_weights_are_laws_over_the_keys_in_float32_or_better():
     assert (weights >= 0).all()
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(jnp.float16, 40.0), (jnp.bfloat16, 3.0)])
+def test_weights_of_short_floats_are_those_of_unrounded_logits(dtype, size):
+    """Logits of σ = 9 and of up to 12,800, where QKᵀ is beyond float16."""
+    q, k = (jnp.array(size * draw(seed, 8, 64), dtype) for seed in (0, 1))
+    k = k.at[0].set(q[0])
+    logits = np.asarray(q, np.float64) @ np.asarray(k, np.float64).T / 8
+    with np.errstate(over="ignore"):
+        rounded = np.asarray((np.asarray(logits * 8).astype(dtype) / np.asarray(8, dtype)).astype(np.float64))
+    exact = scipy.special.softmax(logits, 1)
+    rounding = 4 * np.finfo(np.float32).eps * np.abs(logits).max()
+    np.testing.assert_allclose(attention_weights(q, k), exact, atol=rounding)
+    # the control: logits in the type of the inputs
+    with np.errstate(invalid="ignore"):
+        assert not np.abs(scipy.special.softmax(rounded, 1) - exact).max() < 5 * rounding
+    slopes = jax.grad(lambda q, k: jnp.sum(attention_weights(q, k) ** 2), (0, 1))(q, k)
+    assert all(slope.dtype == dtype and jnp.isfinite(slope).all() for slope in slopes)
+
+
 def test_a_query_without_a_key_gets_zeros_and_passes_no_gradient(x64):
     q, k, v = (jnp.array(draw(seed, 3, 2)) for seed in range(3))
     mask = jnp.array([[True, False, True], [False, False, False], [False, True, False]])
@@ -167,18 +185,21 @@ def test_the_jacobian_is_largest_at_the_uniform_law_by_its_trace_but_not_by_its_
 
 
 @pytest.mark.parametrize(
-    ("width", "divisor"), [(1, 1), (2, 1e-3), (3, 100.0), (64, 8), (64, 1), (1024, 32), (1024, 1e-2)]
+    ("width", "divisor"),
+    [(1, 1), (2, 1e-3), (3, 100.0), (64, 8), (64, 1), (1024, 32), (1024, 1e-2), (1, 1e-15), (1024, 3.2e-14)],
 )
 def test_the_slope_of_two_keys_equals_adaptive_quadrature(x64, width, divisor):
     def integrand(w):
         return w / np.sinh(np.pi * w) * (1 + 2 * w**2 / divisor**2) ** (-width / 2) if w else 1 / np.pi
 
-    edges = [0, *(min(1, divisor / width**0.5) * 2.0 ** np.arange(-2, 40))]
+    edges = [0, *(min(1, divisor / width**0.5) * 2.0 ** np.arange(-2, 60))]
     edges = [e for e in edges if e < 13] + [13]
     pieces = [scipy.integrate.quad(integrand, a, b, epsabs=0, epsrel=1e-13) for a, b in itertools.pairwise(edges)]
     exact, error = np.sum(pieces, 0)
     assert error < 1e-13 * exact
     assert float(two_key_slope(width, divisor=divisor)) == pytest.approx(exact, rel=1e-12)
+    with jax.enable_x64(False):
+        assert float(two_key_slope(width, divisor=divisor)) == pytest.approx(exact, rel=2e-6)
 
 
 def test_the_slope_of_two_keys_is_the_mean_over_drawn_queries_and_keys():
@@ -230,7 +251,8 @@ ROWS = jnp.zeros((2, 3))
         (lambda: inspect.unwrap(attention_weights)(ROWS, ROWS, jnp.ones((2, 2))), "mask must be B"),
         (lambda: sinusoidal_positions(0, 4), "length and width"),
         (lambda: two_key_slope(0, divisor=1), "width must be at least 1"),
-        (lambda: two_key_slope(4, divisor=0.0), "divisor positive"),
+        (lambda: two_key_slope(4, divisor=0.0), "divisor at least"),
+        (lambda: two_key_slope(1, divisor=1e-20), "divisor at least 1e-15 √width, got 1 and 1e-20"),
     ],
 )
 def test_bad_arguments_are_named(call, named):

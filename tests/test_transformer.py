@@ -90,6 +90,26 @@ def test_the_normalisation_equals_flax_and_keeps_its_digits_far_from_zero():
     np.testing.assert_allclose(LayerNorm().apply(params, x + 4096), ours, atol=1e-2)
 
 
+def test_the_normalisation_in_bfloat16_is_the_formula_in_float64_rounded_once(x64):
+    x = (draw(0, 3, 8) + 64).astype(jnp.bfloat16)
+    leaves = {"scale": draw(1, 8), "bias": draw(2, 8)}
+
+    def formula(x):
+        centred = x - x.mean(1, keepdims=True)
+        return centred / np.sqrt(x.var(1, keepdims=True) + 1e-6) * np.array(leaves["scale"]) + np.array(leaves["bias"])
+
+    for dtype in (jnp.float32, jnp.bfloat16):  # of the parameters
+        params = {"params": jax.tree.map(lambda v, dtype=dtype: v.astype(dtype), leaves)}
+        leaves = jax.tree.map(lambda v: v.astype(jnp.float64), params["params"])
+        ours = LayerNorm().apply(params, x)
+        assert ours.dtype == jnp.bfloat16
+        exact = formula(np.asarray(x, np.float64))
+        np.testing.assert_allclose(np.asarray(ours, np.float64), exact, rtol=1.01 * 2.0**-8, atol=1e-6)
+    # the control: the mean rounded to bfloat16
+    rounded = np.asarray(x - x.mean(1, keepdims=True), np.float64)
+    assert np.abs(rounded - (x.astype(float) - x.astype(float).mean(1, keepdims=True))).max() > 2.0**-6
+
+
 @functools.cache
 def encoder(positions):
     module = TransformerEncoder(width=8, heads=2, layers=2, hidden=10, positions=positions)

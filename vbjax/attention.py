@@ -39,19 +39,19 @@ def attention_weights(
 ) -> Float[Array, "n m"]:
     """softmax(QKᵀ/√d), a law over the keys for each query, in float32 or better.
 
-    mask, and ValueError, as `attention`; a row whose keys are all masked is zero. Finite wherever the logits are.
+    mask, and ValueError, as `attention`; a row whose keys are all masked is zero. Finite wherever QKᵀ is, in that type.
     """
     logits = attention_logits(queries, keys)
     if mask is not None and (mask.shape != logits.shape or mask.dtype != bool):
         raise ValueError(f"mask must be Boolean, of shape {logits.shape}, got {mask.dtype} {mask.shape}")
-    precise = logits.dtype if jnp.finfo(logits.dtype).bits >= 32 else jnp.float32
-    return jax.nn.softmax(logits.astype(precise), where=mask)
+    return jax.nn.softmax(logits, where=mask)
 
 
 def attention_logits(queries: Float[Array, "n d"], keys: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """QKᵀ/√d, of unit variance if the entries of q and k are independent, of mean zero and variance one.
 
-    Raises ValueError, naming the argument, where shapes do not fit. Source: Vaswani et al. (2017, section 3.2.1).
+    Summed and returned in float32 or better, whatever the type of q and k. Raises ValueError, naming the argument,
+    where shapes do not fit. Source: Vaswani et al. (2017, section 3.2.1).
     """
     if queries.ndim != 2 or queries.shape[1] < 1:
         raise ValueError(
@@ -59,7 +59,8 @@ def attention_logits(queries: Float[Array, "n d"], keys: Float[Array, "m d"]) ->
         )
     if keys.ndim != 2 or keys.shape[1] != queries.shape[1]:
         raise ValueError(f"keys must be (m, {queries.shape[1]}), as wide as the queries, got shape {keys.shape}")
-    return queries @ keys.T / math.sqrt(queries.shape[1])
+    precise = queries.dtype if jnp.finfo(queries.dtype).bits >= 32 else jnp.float32
+    return jnp.matmul(queries, keys.T, preferred_element_type=precise) / math.sqrt(queries.shape[1])
 
 
 def causal_mask(length: int) -> Bool[Array, "n n"]:
@@ -92,10 +93,11 @@ def two_key_slope(width: int, *, divisor: int | float) -> Scalar:
 
     The `width` entries of the query and of the keys are independent and standard normal. Exact to rounding:
     ∫₀^∞ w / sinh(πw) (1 + 2w²/c²)^(-d/2) dw, from the logistic law's characteristic function. Raises ValueError unless
-    width >= 1 and divisor > 0. Vaswani et al. (2017, section 3.2.1) suspect in words what it says.
+    width >= 1 and divisor >= 1e-15 √width, below which the nodes are too few. Vaswani et al. (2017, section 3.2.1)
+    suspect in words what it says.
     """
-    if width < 1 or not 0 < divisor < math.inf:
-        raise ValueError(f"width must be at least 1 and divisor positive, got {width} and {divisor}")
+    if width < 1 or not 1e-15 * math.sqrt(width) <= divisor < math.inf:
+        raise ValueError(f"width must be at least 1 and divisor at least 1e-15 √width, got {width} and {divisor}")
     d, c = jnp.asarray(width, float), jnp.asarray(divisor, float)
     # w = s sinh u spreads the nodes over both scales, the integrand's own s and the tail's, and is even in u
     s = jnp.minimum(c / jnp.sqrt(d), 1)

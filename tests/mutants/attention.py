@@ -16,8 +16,8 @@ MUTATIONS = (
     ),
     attention(
         "softmax over the queries",
-        "jax.nn.softmax(logits.astype(precise), where=mask)",
-        "jax.nn.softmax(logits.astype(precise), axis=0, where=mask)",
+        "jax.nn.softmax(logits, where=mask)",
+        "jax.nn.softmax(logits, axis=0, where=mask)",
         "scaled-dot-product-attention",
     ),
     attention(
@@ -33,7 +33,10 @@ MUTATIONS = (
         "softmax-saturation",
     ),
     attention(
-        "the tail of the largest score without its two", "2 * (w / c) ** 2", "(w / c) ** 2", "softmax-saturation"
+        "the slope of two keys without its characteristic function's two",
+        "2 * (w / c) ** 2",
+        "(w / c) ** 2",
+        "softmax-saturation",
     ),
     attention(
         "positions: wavelengths grow half as fast",
@@ -44,8 +47,8 @@ MUTATIONS = (
     transformer("the mask is forgotten", "(q, k, v, mask)", "(q, k, v, None)", "transformer-permutation"),
     transformer(
         "layer norm over the positions",
-        "centred = x - x.mean(1, keepdims=True)",
-        "centred = x - x.mean(0, keepdims=True)",
+        "centred = h - h.mean(1, keepdims=True)",
+        "centred = h - h.mean(0, keepdims=True)",
         "transformer-permutation",
     ),
     convolution(

@@ -82,7 +82,10 @@ class MultiHeadAttention(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """`flax.linen.LayerNorm` over the last axis, by two passes, without promotion of types (Ba et al. 2016, eq. 4)."""
+    """`flax.linen.LayerNorm` over the last axis, by two passes, in float32 or better; the result has the type of x.
+
+    Source: Ba et al. (2016, eq. 4).
+    """
 
     epsilon: float = 1e-6
 
@@ -90,6 +93,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Tokens) -> Tokens:
         gain = self.param("scale", nn.initializers.ones_init(), x.shape[1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), x.shape[1:], jnp.float32)
-        centred = x - x.mean(1, keepdims=True)
+        precise = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32
+        h, gain, bias = (v.astype(precise) for v in (x, gain, bias))
+        centred = h - h.mean(1, keepdims=True)
         rate = jax.lax.rsqrt(jnp.square(centred).mean(1, keepdims=True) + self.epsilon)
-        return centred * rate * gain[None] + bias[None]
+        return (centred * rate * gain[None] + bias[None]).astype(x.dtype)
