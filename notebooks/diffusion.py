@@ -139,7 +139,7 @@ key_data, key_test, key_train, key_bound, key_chain = jax.random.split(jax.rando
 sample = jax.jit(jax.vmap(law.sample))
 points, test = sample(jax.random.split(key_data, 20_000)), sample(jax.random.split(key_test, 500))
 networks = mlp_denoiser((2,), prediction="v", width=64, blocks=2)
-state = fit_denoiser(key_train, networks, points, low=-8.0, high=6.0, steps=1500, batch_size=128, ema_decay=0.99)
+state = fit_denoiser(key_train, networks, points, low=-8.0, high=6.0, steps=1000, batch_size=128, ema_decay=0.99)
 denoisers = {
     "exact": exact.mixture_denoiser(jnp.full(8, 0.125), modes, scale),
     "network": networks.bind(state.averaged),
