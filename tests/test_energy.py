@@ -1,6 +1,7 @@
 """Energy-based and directed models against sums over every state, written in NumPy without them."""
 
 import functools
+import inspect
 import itertools
 
 import jax
@@ -706,6 +707,18 @@ REFUSALS = {
     "cyclic belief net": (lambda: sigmoid_belief_net(((1,), (0,)), jnp.zeros(2), jnp.zeros((2, 2))), "cycle"),
     "own parent": (lambda: directed_model(((0,),), [lambda pa: None]), "cycle, 0 → 0"),
     "strange parent": (lambda: directed_model(((3,), ()), [lambda pa: None] * 2), r"variables 0 … 1, got \[3\]"),
+    "doubled parent": (
+        lambda: directed_model(((), (0, 0)), [lambda pa: None] * 2),
+        r"named once each, got \(0, 0\) for variable 1",
+    ),
+    "few biases": (
+        lambda: inspect.unwrap(sigmoid_belief_net)(((), (0,)), jnp.zeros(1), jnp.zeros((2, 2))),
+        r"biases must be \(2,\), .* got shape \(1,\)",
+    ),
+    "few weights": (
+        lambda: inspect.unwrap(sigmoid_belief_net)(((), (0,)), jnp.zeros(2), jnp.zeros((2, 1))),
+        r"weights must be \(2, 2\), .* got shape \(2, 1\)",
+    ),
     "missing conditional": (
         lambda: directed_model(((), (0,)), [lambda pa: None]),
         "one per variable: 2 .* 1 have a law",

@@ -3,6 +3,8 @@
 Rounding is bounded by 1e-12 in float64, where results are of order one to ten.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +119,13 @@ def test_a_shift_by_the_total_stride_moves_the_answer_and_a_smaller_one_does_not
         assert jnp.abs(apply(params, moved(x, smaller)) - moved(y, scale * smaller)).max() > 1e-2
 
 
+def valid():
+    """A network past the check of types, which refuses this padding too."""
+    network = Pixelwise(1)
+    object.__setattr__(network, "padding", "VALID")
+    return network
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [
@@ -126,6 +135,11 @@ def test_a_shift_by_the_total_stride_moves_the_answer_and_a_smaller_one_does_not
         (lambda: Pixelwise(1, ()), "features must be one or more"),
         (lambda: Pixelwise(1, strides=5), "kernel_size must be at least strides 5"),
         (lambda: Pixelwise(1, activation="step"), "activation must be one of"),
+        (lambda: inspect.unwrap(Pixelwise.__post_init__)(valid()), '"SAME" or "CIRCULAR", .* got .VALID.'),
+        (
+            lambda: inspect.unwrap(Pixelwise.__call__)(Pixelwise(1), jnp.zeros((2, 8, 6, 1))),
+            r"one image \(h, w, c\), got shape \(2, 8, 6, 1\): vmap over examples",
+        ),
         (
             lambda: Pixelwise(1, padding="CIRCULAR").init(jax.random.key(0), jnp.zeros((8, 6, 1))),
             "multiples of 4, got 8x6: crop it",

@@ -350,6 +350,7 @@ def boltzmann_machine_gibbs():
         "π after a random-scan step",
         "π from 0 after 500 sweeps",
         "state after a sweep at T → 0",
+        "state after a Hopfield sweep",
     )
 
     def lhs(case):
@@ -358,7 +359,9 @@ def boltzmann_machine_gibbs():
         sweep, step = energy.sequential_kernel(machine), energy.random_scan_kernel(machine)
         far = jax.lax.fori_loop(0, 500, lambda _, row: row @ sweep, jnp.zeros_like(law).at[0].set(1))
         cold = energy.sequential_kernel(case.tempered(1e-6)) @ jnp.arange(len(law))
-        return dict(zip(names, (law @ sweep, law @ step, far, cold), strict=True))
+        swept = jax.vmap(lambda x: energy.hopfield_sweep(machine, x))(energy.states(len(case.biases)))
+        hopfield = swept @ 2.0 ** jnp.arange(len(case.biases))[::-1]
+        return dict(zip(names, (law @ sweep, law @ step, far, cold, hopfield), strict=True))
 
     def field(case):
         below = np.tril(case.weights, -1)
@@ -371,13 +374,22 @@ def boltzmann_machine_gibbs():
         hopfield = x.copy()
         for i, bias in enumerate(case.biases):
             hopfield[:, i] = bias + hopfield @ (below + below.T)[i] > 0
-        return dict(zip(names, (law, law, law, rows(hopfield)), strict=True))
+        return dict(zip(names, (law, law, law, rows(hopfield), rows(hopfield)), strict=True))
 
     def synchronous(case):
         x, net, _ = field(case)
         on = special.expit(net / case.temperature)
         kernel = np.prod(np.where(x[None] == 1, on[:, None], 1 - on[:, None]), axis=2)
         return rhs(case) | {names[0]: rhs(case)[names[0]] @ kernel}
+
+    def random_machine(random):
+        """No net input within 0.001 of zero, where the limit is a coin and a Hopfield unit stays."""
+        while True:
+            machine = Machine(
+                families.normals(random, 4), np.tril(families.normals(random, 4, 4), -1), random.uniform(0.6, 3)
+            )
+            if np.abs(field(machine)[1]).min() > 1e-3:
+                return machine
 
     return Identity(
         title="Noisy units that take turns draw from the Boltzmann distribution",
@@ -391,15 +403,14 @@ def boltzmann_machine_gibbs():
             weights=((0, 0, 0, 0), (1.1, 0, 0, 0), (-0.7, 0.65, 0, 0), (0.4, -1.2, 0.9, 0)),
             temperature=0.8,
         ),
-        family=lambda random: Machine(
-            families.normals(random, 4), np.tril(families.normals(random, 4, 4), -1), random.uniform(0.6, 3)
-        ),
+        family=random_machine,
         lhs=lambda case: jax.jit(lambda: lhs(case))(),
         rhs=rhs,
         test=Agreement(1e-9),
         control=Control("All units are updated at once.", lhs=synchronous),
         correction="“No neurons but random variables”: they are both. Each is a neuron with a sigmoid for its firing "
-        "rate, and a variable given all the others.",
+        "rate, and a variable given all the others. The limit of zero temperature is a fair coin where "
+        "$\\mathrm{net}_i = 0$.",
     )
 
 
@@ -487,7 +498,9 @@ def directed_graphical_model():
         return [network(*unit) for unit in zip(case.slopes, case.outs, strict=True)]
 
     def lhs(case):
-        model = energy.directed_model(case.parents, conditionals_of(case))
+        return asked(energy.directed_model(case.parents, conditionals_of(case)), case)
+
+    def asked(model, case):
         p = jnp.exp(jax.vmap(model.log_prob)(energy.states(len(case.parents))))
         drawn = jax.vmap(model.sample)(jax.random.split(jax.random.key(0), draws))
         return {names[0]: p.sum(), names[1]: p, names[2]: excess(drawn, product(case, case.parents))}
@@ -510,9 +523,10 @@ def directed_graphical_model():
         return {names[0]: 1.0, names[1]: product(case, case.parents), names[2]: 0.0}
 
     def cyclic(case):
-        # the last unit becomes a parent of the first, which is its ancestor
-        p = product(case, ((len(case.parents) - 1,), *case.parents[1:]))
-        return {names[0]: p.sum(), names[1]: p, names[2]: 0.0}
+        # past `directed_model`, which refuses it: the last unit becomes a parent of the first, which is its ancestor
+        parents = ((len(case.parents) - 1,), *case.parents[1:])
+        order = tuple(range(len(parents)))
+        return asked(energy.DirectedModel(parents, tuple(conditionals_of(case)), order), case)
 
     def random_graph(random):
         """Each unit sees its predecessor and some before it."""
@@ -539,7 +553,7 @@ def directed_graphical_model():
         lhs=lambda case: jax.jit(lambda: lhs(case))(),
         rhs=rhs,
         test=Agreement(1e-12),
-        control=Control("The parents' graph has a cycle.", lhs=cyclic),
+        control=Control("The parents' graph has a cycle.", lhs=lambda case: jax.jit(lambda: cyclic(case))()),
         correction="The slide says “DNNs” and not why any will do: each factor is normalised by itself, and the "
         "variables can be summed out against the arrows, the last ones first.",
     )

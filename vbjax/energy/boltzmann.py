@@ -76,7 +76,8 @@ def random_scan_step(key: PRNGKey, machine: BoltzmannMachine, x: State) -> State
 def hopfield_sweep(machine: BoltzmannMachine, x: State) -> State:
     """Every unit once, in order, one where its net input is positive; at zero it stays.
 
-    `sequential_sweep` in the limit of zero temperature; it never raises the energy. Source: Hopfield (1982), eq. 1.
+    `sequential_sweep` in the limit of zero temperature, except at ties, which that breaks with a fair coin; it never
+    raises the energy. Source: Hopfield (1982), eq. 1.
     """
     return _sweep(machine, x, jnp.zeros_like(x))
 

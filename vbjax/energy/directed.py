@@ -50,8 +50,9 @@ class DirectedModel(NamedTuple):
 def directed_model(parents: Sequence[Sequence[int]], conditionals: Sequence[Conditional]) -> DirectedModel:
     """The model with these parents and conditionals, one of each per variable.
 
-    Raises ValueError for a graph with a cycle, which it names, for parents that are no variables, and unless there is
-    one conditional per variable. Source: Pearl (1988), chapter 3; lecture 002 «Directed Graphical Model».
+    Raises ValueError for a graph with a cycle, which it names, for parents that are no variables or named twice, and
+    unless there is one conditional per variable. Source: Pearl (1988), chapter 3; lecture 002 «Directed Graphical
+    Model».
     """
     count = len(parents)
     if len(conditionals) != count:
@@ -59,6 +60,9 @@ def directed_model(parents: Sequence[Sequence[int]], conditionals: Sequence[Cond
     strangers = sorted({p for family in parents for p in family} - set(range(count)))
     if strangers:
         raise ValueError(f"parents must be variables 0 … {count - 1}, got {strangers}")
+    doubled = [i for i, family in enumerate(parents) if len(set(family)) < len(family)]
+    if doubled:
+        raise ValueError(f"parents must be named once each, got {tuple(parents[doubled[0]])} for variable {doubled[0]}")
     try:
         order = tuple(graphlib.TopologicalSorter(dict(enumerate(parents))).static_order())
     except graphlib.CycleError as error:
@@ -73,10 +77,15 @@ def sigmoid_belief_net(
 ) -> DirectedModel:
     """Binary variables with P(x_i = 1 | x_pa(i)) = σ(b_i + Σ_{j ∈ pa(i)} w_ij x_j); other weights do not count.
 
-    Raises ValueError as `directed_model` does. Source: Neal (1992).
+    Raises ValueError as `directed_model` does, and unless biases are `(n,)` and weights `(n, n)` for n variables.
+    Source: Neal (1992).
     """
+    count = len(parents)
+    for name, parameter, shape in (("biases", biases, (count,)), ("weights", weights, (count, count))):
+        if parameter.shape != shape:
+            raise ValueError(f"{name} must be {shape}, as {count} variables have parents, got shape {parameter.shape}")
 
     def unit(i: int) -> Conditional:
         return lambda values: Bernoulli(biases[i] + weights[i, jnp.array(parents[i], int)] @ values)
 
-    return directed_model(parents, [unit(i) for i in range(len(parents))])
+    return directed_model(parents, [unit(i) for i in range(count)])

@@ -17,7 +17,8 @@ class Pixelwise(nn.Module):
     features: channels of the stages, from the pixels inwards, each of which shrinks the map by `strides`, rounding up;
     the way back goes through the same sizes. scale: of super-resolution. padding: "CIRCULAR" takes the image for
     periodic; a shift by `total_stride` pixels then shifts the answer by `scale * total_stride`, and sizes must be
-    multiples of it. Raises ValueError, naming the argument. Source: Long et al. (2015, section 3) without its skips.
+    multiples of it. Raises ValueError, naming the argument, for a batch too. Source: Long et al. (2015, section 3)
+    without its skips.
     """
 
     outputs: int
@@ -38,6 +39,8 @@ class Pixelwise(nn.Module):
             raise ValueError(f"kernel_size must be at least strides {self.strides}, got {self.kernel_size}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {self.activation!r}")
+        if self.padding not in ("SAME", "CIRCULAR"):
+            raise ValueError(f'padding must be "SAME" or "CIRCULAR", which keep the size, got {self.padding!r}')
         super().__post_init__()
 
     @property
@@ -47,6 +50,8 @@ class Pixelwise(nn.Module):
 
     @nn.compact
     def __call__(self, image: Float[Array, "h w c"]) -> Float[Array, "h2 w2 outputs"]:
+        if image.ndim != 3:
+            raise ValueError(f"image must be one image (h, w, c), got shape {image.shape}: vmap over examples")
         height, width, _ = image.shape
         if self.padding == "CIRCULAR" and math.gcd(height, width) % self.total_stride:
             raise ValueError(
