@@ -41,8 +41,8 @@ for name in ("vae-objective", "gaussian-observation-nll", "gaussian-kl-closed-fo
 # %% [markdown]
 # ## A linear VAE, beside its optimum
 #
-# The data are five-dimensional with three directions of growing length and noise of variance 1/4. Decoder and encoder
-# are linear, so the best bound is known: a direction whose eigenvalue $\lambda$ exceeds the noise is worth
+# The data are five-dimensional with three directions of length 2, 1 and 1/2 and noise of variance 1/4. Decoder and
+# encoder are linear, so the best bound is known: a direction whose eigenvalue $\lambda$ exceeds the noise is worth
 # $\frac{1}{2} \log (\lambda / \sigma^2)$ nats, the others are switched off.
 
 # %%
@@ -52,7 +52,7 @@ assert verdict.passed
 PICTURES["latent-dimension-active-units"]()
 
 # %%
-noise_variance, steps = 0.25, 800
+noise_variance, steps = 0.25, 600
 directions = jnp.linalg.qr(jax.random.normal(jax.random.key(7), (5, 5)))[0][:, :3] * jnp.array([2.0, 1.0, 0.5])
 source = LinearVAE(directions, jnp.arange(5.0), jnp.array(noise_variance))
 data = source.marginal().sample(jax.random.key(8), (4000,))
@@ -143,7 +143,7 @@ for name in ("latent-rotation-nonidentifiability", "aggregate-posterior-kl"):
 # %%
 digits = datasets.load("digits").on_device()
 networks = mlp_vae((8, 8), likelihood="discretised_logistic_mixture", levels=17, latent_dim=8, hidden=(64,))
-state = fit_vae(jax.random.key(0), networks, digits.train_images, samples=1, steps=500, ema_decay=0.99)
+state = fit_vae(jax.random.key(0), networks, digits.train_images, samples=1, steps=400, ema_decay=0.99)
 model, test = networks.bind(state.averaged), jnp.asarray(digits.test_images, jnp.float32)
 report = jax.jit(lambda key: evaluation.elbo_report(key, model, test))(jax.random.key(1))
 nll = jax.jit(lambda key: evaluation.importance_weighted_nll(key, model, test, samples=20))(jax.random.key(2))
