@@ -3,6 +3,7 @@
 Left sides ask `vbjax.networks`, mostly for shapes alone, right sides arithmetic. Start with `ae_pixelwise_shape`.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +52,7 @@ def random_params(random: np.random.Generator, network: Any, *shapes: tuple[int,
     with jax.enable_x64(False):
         inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
         tree = jax.eval_shape(network.init, jax.random.key(0), *inputs)
-    return jax.tree.map(lambda v: jnp.array(random.normal(size=v.shape) / max(np.prod(v.shape[:-1]), 1) ** 0.5), tree)
+    return jax.tree.map(lambda v: random.normal(size=v.shape) / max(np.prod(v.shape[:-1]), 1) ** 0.5, tree)
 
 
 def output_shape(network: Any, *shapes: tuple[int, ...]) -> tuple[int, ...]:
@@ -60,6 +61,12 @@ def output_shape(network: Any, *shapes: tuple[int, ...]) -> tuple[int, ...]:
         inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
         output, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), *inputs)
     return output.shape
+
+
+@partial(jax.jit, static_argnums=0)
+def answers(network: Any, params: Any, images: Any) -> Any:
+    """Of a Linen module to several images; compiled once for a side and its control."""
+    return jax.vmap(network.apply, (None, 0))(params, images)
 
 
 @entry(6)
@@ -82,8 +89,8 @@ def ae_pixelwise_shape():
         whole = network.total_stride
         x = random.normal(size=(2 * whole, 3 * whole, 1))
         params = random_params(random, network, x.shape)
-        y, moved = jax.jit(jax.vmap(network.apply, (None, 0)))(params, jnp.stack([x, np.roll(x, step, (0, 1))]))
-        return jnp.abs(moved - jnp.roll(y, case.scale * step, (0, 1))).max()
+        y, moved = np.asarray(answers(network, params, np.stack([x, np.roll(x, step, (0, 1))])))
+        return np.abs(moved - np.roll(y, case.scale * step, (0, 1))).max()
 
     def rhs(case):
         r, height = case.scale, case.heights[0]
@@ -135,11 +142,11 @@ def unet_shape():
         height = case.heights[0]
         unet = network(case, height)
         random = np.random.default_rng(case.seed)
-        x, noise_levels = jnp.array(random.normal(size=(height, case.width))), jnp.array([-2.0, 2.0])
+        x, noise_levels = random.normal(size=(height, case.width)), np.array([-2.0, 2.0])
         params = random_params(random, unet, x.shape, ())
 
         def run(gamma):
-            return unet.apply(params, x, gamma, capture_intermediates=True, mutable=["intermediates"])
+            return unet.apply(params, jnp.array(x), gamma, capture_intermediates=True, mutable=["intermediates"])
 
         (early, late), kept = jax.jit(jax.vmap(run))(noise_levels)
         names = [f"ResidualBlock_{i}" for i in range(2 * case.levels)]  # first on the way down, then on the way up
@@ -149,7 +156,7 @@ def unet_shape():
             "way down": blocks[: case.levels],
             "way up": blocks[case.levels :][::-1],
             "sizes accepted": [accepted(case, h) for h in case.heights],
-            "share of pixels that depend on t": jnp.mean(early != late),
+            "share of pixels that depend on t": np.mean(np.asarray(early) != np.asarray(late)),
         }
 
     def rhs(case):
@@ -168,7 +175,8 @@ def unet_shape():
 
     return Identity(
         title="A U-Net returns the image's size, or refuses it",
-        statement=r"2^{L-1} \mid H, W: \qquad \mathrm{shape}\, \varepsilon_\theta(x_t, t) = \mathrm{shape}\, x_t, "
+        statement=r"2^{L-1} \mid H, W: \qquad \varepsilon_\theta(\cdot, t): \mathbb{R}^{H \times W} \to "
+        r"\mathbb{R}^{H \times W \times C'}, "
         r"\qquad \text{level } i \text{ has } H / 2^i \times W / 2^i \text{ on both ways}",
         lecture="001",
         slide="Diffusion Model Architecture",
