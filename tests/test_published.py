@@ -232,7 +232,7 @@ def test_the_digits_gradient_is_what_an_unbiased_estimator_averages_to(discrete)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", every(2, CASES))
+@pytest.mark.parametrize("name", every(3, CASES))
 def test_the_published_case_is_reproduced(name):
     (case,) = published_cases([name], quick=True)
     assert case.verdict, failed(case)
@@ -240,7 +240,7 @@ def test_the_published_case_is_reproduced(name):
     assert all(len(row) == len(case.columns) for row in case.rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_wrong_estimators_lose_their_cases(monkeypatch):
     monkeypatch.setattr(cost_functions, "pathwise", score_function)
     assert not cost_functions.cost_function_case("square").verdict

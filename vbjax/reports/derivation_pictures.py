@@ -221,7 +221,7 @@ def contrastive_divergence_bias() -> Picture:
 
         exact = gradient(lambda v: energy.likelihood_phases(rbm, v))
         means = [gradient(lambda v, k=k: energy.expected_contrastive_divergence(rbm, v, steps=k)) for k in steps]
-        return jnp.abs(jnp.stack(means) - exact).max((1, 2))
+        return jnp.abs(jnp.stack(means) - exact[None]).max((1, 2))
 
     with jax.enable_x64(True), _axes("Gibbs steps k", "largest error of ∂W") as (drawing, axes):
         for scale in (0.5, 1.0, 2.0):
@@ -246,7 +246,7 @@ def gibbs_convergence() -> Picture:
         kernel = energy.sequential_kernel(at)
         start = jnp.zeros_like(law).at[0].set(1)
         _, rows = jax.lax.scan(lambda row, _: (row @ kernel, row), start, None, len(sweeps))
-        return 0.5 * jnp.abs(rows - law).sum(1)
+        return 0.5 * jnp.abs(rows - law[None]).sum(1)
 
     with jax.enable_x64(True), _axes("sweeps from the state 0", "total variation from $e^{-E/T}/Z$") as (drawing, axes):
         for temperature in (2.0, 1.0, 0.5):
