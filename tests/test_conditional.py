@@ -299,16 +299,16 @@ def test_the_labelled_examples_are_as_many_of_every_class_and_the_others_are_the
     assert sorted([*known, *rest]) == list(range(500))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "config", "pictures"),
     [
-        pytest.param(
+        (
             conditional_vae,
             TINY,
             {"analogies", "class_samples", "style_traversal", "interpolation", "attributes", "latent_map"},
-            marks=pytest.mark.slow,
         ),
-        pytest.param(semi_supervised, TINY_M2, {"labelled", "class_samples"}, marks=pytest.mark.long),
+        (semi_supervised, TINY_M2, {"labelled", "class_samples"}),
     ],
 )
 def test_a_run_leaves_a_card_with_its_pictures_and_resumes_to_the_same_numbers(script, config, pictures, tmp_path):
