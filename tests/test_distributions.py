@@ -27,6 +27,7 @@ from oracles import (
 from scipy import special, stats
 
 from vbjax import distributions as vd
+from vbjax.divergences import kl_divergence
 from vbjax.types import NotAvailable
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -284,6 +285,28 @@ def test_transport_of_a_multivariate_normal_has_its_covariance():
 
     holds_only_for(check, law.transport, lambda noise: jnp.asarray(factor).T @ noise)
     assert_allclose(law.variance(), np.diag(factor @ factor.T), rtol=1e-14)
+
+
+def test_nothing_moves_what_stands_above_the_diagonal_of_a_cholesky_factor():
+    """Or a path would change draws in a way that the density and the score cannot see."""
+    p = vd.MultivariateNormal(jnp.array([0.4, -0.3]), jnp.array([[0.7, 0.0], [0.2, 0.5]]))
+    x = jnp.array([0.3, 0.9])
+
+    @jax.jit
+    @jax.jacobian
+    def everything(tril):
+        q = vd.MultivariateNormal(p.loc, tril)
+        covariance = q.covariance()
+        return jnp.stack(
+            [*q.transport(x), q.log_prob(x), *q.variance(), covariance[0, 1], q.entropy(), *q.whiten(x),
+             kl_divergence(q, p), kl_divergence(p, q)]
+        )  # fmt: skip
+
+    slopes = everything(jnp.array([[0.9, 0.0], [-0.4, 0.6]]))
+    assert_allclose(slopes[:, 0, 1], 0)
+    assert np.abs(slopes[:, 1, 0]).max() > 0.1
+    # the wrong variant: a path through the whole matrix
+    assert jax.jacobian(lambda tril: tril @ x)(p.scale_tril)[0, 0, 1] == x[1]
 
 
 def test_blocks_of_a_multivariate_normal_are_independent():

@@ -165,11 +165,16 @@ class MultivariateNormal(Distribution):
             raise ValueError("MultivariateNormal.covariance must be positive definite")
         return cls(loc, tril)
 
+    @property
+    def factor(self) -> Float[Array, "*event d"]:
+        """L: what stands above the diagonal of `scale_tril` is no parameter, so that no gradient moves it."""
+        return jnp.tril(self.scale_tril)
+
     def noise(self):
         return Normal(jnp.zeros_like(self.loc), jnp.ones_like(self.loc))
 
     def transport(self, noise):
-        return self.loc + (self.scale_tril @ noise[..., None])[..., 0]
+        return self.loc + (self.factor @ noise[..., None])[..., 0]
 
     def inverse_transport(self, x):
         return self.whiten(x)
@@ -188,11 +193,11 @@ class MultivariateNormal(Distribution):
         return self.loc
 
     def variance(self):
-        return jnp.sum(self.scale_tril**2, axis=-1)
+        return jnp.sum(self.factor**2, axis=-1)
 
     def covariance(self) -> Float[Array, "*event d"]:
         """L Lᵀ."""
-        return self.scale_tril @ jnp.swapaxes(self.scale_tril, -1, -2)
+        return self.factor @ jnp.swapaxes(self.factor, -1, -2)
 
     def entropy(self):
         return jnp.sum(0.5 * (1 + LOG_2PI) + self._log_diagonal())

@@ -172,10 +172,9 @@ def _normal(q, p):
 @_register([Normal, MultivariateNormal], [MultivariateNormal])
 @_register([MultivariateNormal], [Normal])
 def _multivariate_normal(q, p):
-    q_tril, p = (_as_multivariate(law) for law in (q, p))
-    q_tril = q_tril.scale_tril
-    ratio = jax.vmap(solve_lower, (None, -1), -1)(p.scale_tril, q_tril)
-    diagonal = jnp.diagonal(q_tril, 0, -2, -1) / jnp.diagonal(p.scale_tril, 0, -2, -1)
+    q, p = (_as_multivariate(law) for law in (q, p))
+    ratio = jax.vmap(solve_lower, (None, -1), -1)(p.factor, q.factor)
+    diagonal = jnp.diagonal(q.factor, 0, -2, -1) / jnp.diagonal(p.factor, 0, -2, -1)
     return 0.5 * (
         jnp.sum(excess(2 * jnp.log(diagonal))) + jnp.sum(jnp.tril(ratio, -1) ** 2) + jnp.sum(p.whiten(q.loc) ** 2)
     )

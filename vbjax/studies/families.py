@@ -120,7 +120,7 @@ def families() -> tuple[Family, ...]:
             {"loc": np.array([0.4, -0.3]), "tril": np.array([[0.7, 0.0], [0.2, 0.5]])},
             {"loc": np.zeros(2), "tril": np.eye(2)},
             weighted,
-            lambda p: Normal(weighted(p["loc"]), jnp.linalg.norm(weighted(p["tril"].T))),
+            lambda p: Normal(weighted(p["loc"]), jnp.linalg.norm(weighted(jnp.tril(p["tril"]).T))),
         ),
         Family(
             "Mixture of Normal",
