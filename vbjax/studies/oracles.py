@@ -147,7 +147,7 @@ def _log_mean(name: str):
     family = _named(name)
     law = family.law(families.arrays(family)["q"])
     own = _has_own_rule(law)
-    nodes = _rule(law, 2**12 if own else 2**14)
+    nodes = _rule(law, 2**12 if own else 2**16)
     step = 0.25
     u = jnp.arange(-45, 700, step)
 
