@@ -138,7 +138,7 @@ def test_a_second_process_is_kept_out_until_the_first_is_gone(tmp_path):
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(FolderNotWritable, match="name a(nother)? folder"):
+        with pytest.raises(FolderNotWritable, match=r"name a(nother)? folder"):
             RunFolder.open(path, Config())
     assert contents(tmp_path) == ["file"]
 

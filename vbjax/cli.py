@@ -176,7 +176,8 @@ def _parser() -> argparse.ArgumentParser:
         help="judge every estimator on every family of laws and kind of objective, exactly where it can be",
         description="Fills the conformance matrix: every estimator, law and objective, in the value, the gradient in q "
         "and the gradient in the model. Exact by integration of all noise where a rule serves, else by a sequential "
-        "test. Exit status 1 if an estimator is biased that promises not to be. All of it takes most of an hour on two cores.",
+        "test. Exit status 1 if an estimator is biased that promises not to be. All of it takes most of an hour on two "
+        "cores.",
     )
     conformance.add_argument("--methods", nargs="+", default=(), metavar="NAME", help="estimators (default: all)")
     conformance.add_argument("--laws", nargs="+", default=(), metavar="NAME", help="families of laws (default: all)")
