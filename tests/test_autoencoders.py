@@ -431,7 +431,7 @@ def test_a_one_number_code_of_a_curve_beats_every_linear_one():
     holds_only_for(beats, networks.deep((2,), code_dim=1, hidden=(32,), activation="tanh"), networks.Linear((2,), 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_recurrent_autoencoder_copies_sequences():
     """All 81 sequences of four out of three symbols through a code of 8 numbers; read backwards they are not copies."""
     symbols = np.array([*itertools.product(range(3), repeat=4)])
@@ -459,7 +459,7 @@ def run_in(folder, **options):
     return Run(out=folder, quiet=True, checkpoint_every=100, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_leaves_a_card_and_pictures_and_pca_meets_itself(tmp_path, capsys):
     card = script.main(TINY, run_in(tmp_path / "run", json=True))
     assert json.loads(capsys.readouterr().out)["numbers"]["mse"]["value"] == card.numbers["mse"].value

@@ -135,7 +135,7 @@ def test_the_hierarchical_script_refuses_likewise(changes, said, tmp_path, capsy
     assert_refused(hierarchical_vae.main, config, run_in(tmp_path / "run"), said, capsys)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hierarchical_run_prices_each_level_and_resumes_to_the_same_numbers(tmp_path):
     config = hierarchical_vae.Config(
         latent_dims=(2, 4), hidden=(16,), hidden_top=(8,), samples=1, warmup_steps=50, steps=200, eval_samples=4

@@ -234,7 +234,7 @@ def single_pass_rejections(draw, widths, repetitions, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LIGHT)
-@pytest.mark.parametrize("rate", [1e-2, 1e-3])
+@pytest.mark.parametrize("rate", [1e-2, pytest.param(1e-3, marks=pytest.mark.long)])
 def test_false_rejections_stay_below_nominal_where_a_peeking_t_test_exceeds_it(name, rate):
     """4,000 repetitions of 11 looks. The first pass alone keeps its rate, though it need not wait for a second."""
     repetitions = 4000
