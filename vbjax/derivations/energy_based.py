@@ -97,6 +97,14 @@ def random_observed(random: np.random.Generator, visible: int, hidden: int, scal
     return Observed(random_layers(random, visible, hidden, scale), data)
 
 
+FOUR_BY_THREE = Layers(
+    visible_bias=(0.4, -0.3, 0.8, -0.1),
+    hidden_bias=(0.2, -0.6, 0.5),
+    weights=((1.2, -0.7, 0.3), (0.5, 0.9, -1.1), (-0.4, 0.6, 0.8), (1.5, -0.2, 0.1)),
+)
+"""The machine that the entries on its joint law share."""
+
+
 @entry(10)
 def rbm_joint_and_partition():
     def lhs(case):
@@ -129,11 +137,7 @@ def rbm_joint_and_partition():
         lecture="002",
         slide="Restricted Boltzmann Machine",
         kind="identity",
-        instance=Layers(
-            visible_bias=(0.4, -0.3, 0.8, -0.1),
-            hidden_bias=(0.2, -0.6, 0.5),
-            weights=((1.2, -0.7, 0.3), (0.5, 0.9, -1.1), (-0.4, 0.6, 0.8), (1.5, -0.2, 0.1)),
-        ),
+        instance=FOUR_BY_THREE,
         family=lambda random: random_layers(random, *random.integers(1, 7, 2).tolist(), scale=random.uniform(0, 50)),
         lhs=lhs,
         rhs=rhs,
@@ -169,11 +173,7 @@ def rbm_conditional_independence():
         lecture="002",
         slide="Restricted Boltzmann Machine",
         kind="identity",
-        instance=Layers(
-            visible_bias=(0.4, -0.3, 0.8, -0.1),
-            hidden_bias=(0.2, -0.6, 0.5),
-            weights=((1.2, -0.7, 0.3), (0.5, 0.9, -1.1), (-0.4, 0.6, 0.8), (1.5, -0.2, 0.1)),
-        ),
+        instance=FOUR_BY_THREE,
         family=lambda random: random_layers(random, *random.integers(2, 5, 2).tolist(), scale=random.uniform(0, 4)),
         lhs=lhs,
         rhs=rhs,
@@ -211,11 +211,7 @@ def rbm_free_energy():
         lecture="002",
         slide="Restricted Boltzmann Machine",
         kind="identity",
-        instance=Layers(
-            visible_bias=(0.4, -0.3, 0.8, -0.1),
-            hidden_bias=(0.2, -0.6, 0.5),
-            weights=((1.2, -0.7, 0.3), (0.5, 0.9, -1.1), (-0.4, 0.6, 0.8), (1.5, -0.2, 0.1)),
-        ),
+        instance=FOUR_BY_THREE,
         family=lambda random: random_layers(random, *random.integers(1, 7, 2).tolist(), scale=random.uniform(0, 50)),
         lhs=lhs,
         rhs=rhs,
